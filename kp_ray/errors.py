@@ -36,7 +36,7 @@ class ModelError(KpRayError):
 
 
 class RunStateError(KpRayError):
-    """The run folder holds results that were made with other settings, or another process writes to it."""
+    """The run folder holds results that were made with other settings, or another process uses it."""
 
 
 class ClusterError(KpRayError):

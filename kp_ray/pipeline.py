@@ -198,9 +198,9 @@ def _check_stages(config: Config, stages: Mapping[str, Stage]) -> bool:
 
     augment = cast("AugmentStage", stages["augment"])
     augment.check(config)
-    if augment.replaces_store(config):
-        refuse_new_store(config)
     has_current_store = augment.is_done(config)
+    if augment.replaces_store(config):  # even if no part is missing, so that it only deletes parts
+        refuse_new_store(config)
     has_stale_store = not has_current_store and has_store(config.path("store"))
     if has_stale_store:  # a missing file is refused now all the same
         check_inputs(config, optional=["test_images", "sample_submission", "truth"])

@@ -1,4 +1,4 @@
-"""Read, write, list, move and delete files at local paths and URLs, and lock a folder for one writer.
+"""Read, write, list, move and delete files at local paths and URLs; lock folders for one writer or several readers.
 
 A written file appears whole or not at all. Failures of the storage raise `StorageError`, except in `open_input`.
 """
@@ -258,8 +258,10 @@ def writer_lock(folder: str) -> contextlib.AbstractContextManager[None]:
 def reader_lock(folder: str) -> contextlib.AbstractContextManager[None]:
     """Lock a local folder against writers; several readers can hold the lock.
 
+    A folder that does not exist, or in which this process cannot write a lock file, is not locked.
+
     Raises:
-        RunStateError, StorageError: see `writer_lock`.
+        RunStateError: another process writes there.
     """
     return _lock(folder, is_shared=True)
 
@@ -273,14 +275,17 @@ def _lock(folder: str, *, is_shared: bool) -> Iterator[None]:
     import fcntl
 
     with contextlib.ExitStack() as stack:
+        path = Path(root) / ".lock"
         try:
-            Path(root).mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(Path(root) / ".lock", "w"))
+            if not is_shared:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(path, "r" if is_shared and path.exists() else "w"))
             fcntl.flock(lock, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunStateError(f"{folder}: another process is using this folder: wait for it or stop it") from error
         except OSError as error:
-            raise StorageError(f"{folder}: cannot be locked: {one_line(error)}: choose another run_dir") from error
+            if not is_shared:
+                raise StorageError(f"{folder}: cannot be locked: {one_line(error)}: choose another run_dir") from error
         yield
 
 

@@ -13,9 +13,11 @@ from xdist.scheduler import LoadFileScheduling
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # clusters of tests are short-lived and listen on loopback only
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # the default of 2 s delays the end of short runs
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")  # two busy test processes delay starts
+os.environ.setdefault("RAY_DASHBOARD_STARTUP_TIMEOUT_S", "180")  # 60 s are too few beside two other clusters
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's default of 15 starves clusters beside the other test process
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import warns if there is no network
 
 from kp_ray.config.schema import Config
 from kp_ray.synthetic.dataset import make_sample

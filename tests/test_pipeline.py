@@ -23,7 +23,7 @@ from kp_ray.training.settings import record_settings
 from kp_ray.training.tuned import apply_search, record_search
 from tests.helpers.data import SHARED, TINY_NET, tiny_config
 from tests.helpers.processes import file_times, last_json, run_command, run_kp_ray
-from tests.helpers.stores import write_planned_store, write_small_store
+from tests.helpers.stores import copy_images, write_planned_store, write_small_store
 
 
 def run_verb(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -126,6 +126,7 @@ def test_a_second_run_repeats_nothing(sample_data: dict[str, Any], tmp_path: Pat
     assert read_json_output(first_run)["report"] == str(run / "report.html")
     assert "ensemble" in first_run.stdout
     assert "Traceback" not in first_run.stderr
+    assert "12 labelled images" in first_run.stdout + first_run.stderr
     assert read_json_output(first_run)["search"]["trial"] == "trial-000"
     assert "settings: the config's own; the search found none clearly better" in first_run.stdout
     write_times = [(run / name).stat().st_mtime for name in ("tune/result.json", "members/a/settings.json")]
@@ -136,9 +137,25 @@ def test_a_second_run_repeats_nothing(sample_data: dict[str, Any], tmp_path: Pat
         run / "store" / "_manifest.json",
     ]
     original_times = file_times(*finished_files)
-    second_json = read_json_output(run_verb("run", "config.yaml", "--json", cwd=tmp_path))
+    second_run = run_verb("run", "config.yaml", "--json", cwd=tmp_path)
+    second_json = read_json_output(second_run)
     assert second_json["augment"]["parts_written"] == second_json["predict"]["predicted"] == 0
+    assert "12 labelled images" not in second_run.stdout + second_run.stderr, "unchanged labels are not checked again"
     assert file_times(*finished_files) == original_times
+
+
+def test_run_names_a_missing_image_although_its_variants_would_be_replaced(
+    sample_data: dict[str, Any], tmp_path: Path
+) -> None:
+    data = copy_images(sample_data, tmp_path / "images")
+    config = tiny_config(data, tmp_path / "run", tune={"num_trials": 0})
+    write_planned_store(make_plan(config))
+    record_settings(config, config.train.members[0])
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    min(Path(data["images"]).iterdir()).unlink()
+    result = run_verb("run", "config.yaml", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "this image is missing, and the store holds its variants" in result.stderr
 
 
 @pytest.mark.parametrize("augment", [{"jpeg_quality": 50}, {"recipes": ["Original"]}])

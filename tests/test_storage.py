@@ -248,6 +248,14 @@ def test_readers_share_a_folder_and_exclude_writers(tmp_path: Path) -> None:
         reader_lock(folder).__enter__()
 
 
+def test_a_reader_of_a_missing_or_read_only_folder_needs_no_lock(tmp_path: Path) -> None:
+    with reader_lock(str(tmp_path / "missing")):
+        assert not (tmp_path / "missing").exists()
+    (tmp_path / ".lock").mkdir()  # like a read-only folder, it cannot be opened for writing
+    with reader_lock(str(tmp_path)):
+        pass
+
+
 def test_the_lock_is_free_after_an_error(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), writer_lock(str(tmp_path)):
         raise ZeroDivisionError

@@ -37,15 +37,16 @@ def predict_folds(config: Config, progress: Progress = no_progress) -> int:
             folder or writes its store.
         KpRayError: see `kp_ray.prediction.run.predict`.
     """
-    tasks = make_tasks(config)
     num_predicted = 0
-    with writer_lock(config.path("crossval")), reader_lock(config.path("store")):
-        config.save()
-        for group, task in tasks:
-            missing_images = task.find_missing_images()
-            predict_images(task, missing_images, partial(_report_fold, progress, group.fold))
-            task.merge(group.path)
-            num_predicted += len(missing_images)
+    with reader_lock(config.path("store")):
+        tasks = make_tasks(config)
+        with writer_lock(config.path("crossval")):
+            config.save()
+            for group, task in tasks:
+                missing_images = task.find_missing_images()
+                predict_images(task, missing_images, partial(_report_fold, progress, group.fold))
+                task.merge(group.path)
+                num_predicted += len(missing_images)
     return num_predicted
 
 

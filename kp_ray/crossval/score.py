@@ -11,11 +11,10 @@ from kp_ray.crossval.groups import FoldGroup, group_members
 from kp_ray.errors import RunStateError
 from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 from kp_ray.metrics import Interval, average_precision, box_sizes, evaluate_keypoints, oks, pck, point_errors, rmse
-from kp_ray.prediction.fuse import fuse_predictions, refuse_other_settings
+from kp_ray.prediction.fuse import fuse_predictions
 from kp_ray.prediction.inputs import convert_weights
 from kp_ray.prediction.predictions import Predictions, read_predictions
 from kp_ray.prediction.records import CrossValidation, FoldScore, digest_scored_settings, write_cross_validation
-from kp_ray.prediction.settings import prediction_fields
 from kp_ray.storage import exists
 from kp_ray.store.folds import check_num_folds
 from kp_ray.store.manifest import read_manifest, store_digest
@@ -50,8 +49,8 @@ def read_out_of_fold(config: Config, skeleton: Skeleton) -> OutOfFoldPredictions
 
     Raises:
         StorageError: a file is damaged.
-        RunStateError: a file does not exist, or has other keypoints, members or settings than the run; an
-            image could not be predicted; or no member holds out an image.
+        RunStateError: a file does not exist, or has other keypoints or members than the run; an image could not be
+            predicted; or no member holds out an image.
         StoreError: there is no finished store, or it has other folds.
     """
     store = config.path("store")
@@ -80,7 +79,6 @@ def _fuse_fold(group: FoldGroup, skeleton: Skeleton) -> OutOfFoldPredictions:
         raise RunStateError(f"{group.path}: has other keypoints than the labels: run augment, train and crossval again")
     if set(predictions.members) != set(group.members):
         raise RunStateError(f"{group.path}: has other members than the run: run crossval again")
-    refuse_other_settings(predictions, prediction_fields(group.config), group.path, "run crossval again")
     for image, reason in zip(predictions.images, predictions.reasons, strict=True):
         if reason:
             raise RunStateError(f"{group.path}: {image} was not predicted: {reason}: run augment and crossval again")

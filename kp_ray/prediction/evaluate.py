@@ -10,12 +10,12 @@ from kp_ray.config.schema import Config
 from kp_ray.data.annotations import reorder_keypoints
 from kp_ray.data.load import load_truth
 from kp_ray.data.submission import SampleSubmission, check_same_keypoints, read_sample_submission, read_submission
-from kp_ray.errors import DataError, KpRayError
+from kp_ray.errors import DataError, KpRayError, RunStateError
 from kp_ray.images import probe
 from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
 from kp_ray.metrics import evaluate_keypoints
 from kp_ray.prediction.fuse import fuse_predictions, list_filled, read_run_predictions
-from kp_ray.prediction.images import STORE_PREFIX, list_image_refs
+from kp_ray.prediction.images import STORE_PREFIX, digest_images, list_image_refs
 from kp_ray.prediction.inputs import read_run_sample, resolve_skeleton, resolve_weights
 from kp_ray.prediction.members import check_validation_images
 from kp_ray.prediction.predictions import Predictions
@@ -60,11 +60,12 @@ def evaluate_run(config: Config) -> RunEvaluation:
         ConfigError: `data.truth` is needed and is not set.
         StorageError: `predictions.parquet` does not exist, or is damaged.
         DataError: the ground truth is invalid, or holds none of the predicted images.
-        RunStateError: see `check_validation_images` and `read_run_predictions`.
+        RunStateError: see `check_validation_images` and `read_run_predictions`; or the predictions are of other images.
     """
     check_validation_images(config)
     truth, skeleton = read_truth(config)
     predictions = read_run_predictions(config, skeleton)
+    _refuse_other_images(config, predictions)
     weights = resolve_weights(config, predictions.members, skeleton)
     num_members = len(predictions.members)
     ensemble = _evaluate_members(config, predictions, range(num_members), weights, truth, skeleton)
@@ -79,6 +80,23 @@ def evaluate_run(config: Config) -> RunEvaluation:
     evaluation = RunEvaluation(**dict(ensemble), members=members, inputs=inputs)
     write_evaluation(config.path("evaluation.json"), evaluation)
     return evaluation
+
+
+def _refuse_other_images(config: Config, predictions: Predictions) -> None:
+    """Refuse predictions of other images than those that the config names, which may have the same names.
+
+    The scores need no image, so images that cannot be listed are not compared.
+
+    Raises:
+        RunStateError: an image has another name, or its file another size.
+    """
+    try:
+        current_digest = digest_images(list_image_refs(config, read_run_sample(config)))
+    except KpRayError:
+        return
+    if predictions.images_digest not in ("", current_digest):
+        path = config.path("predictions.parquet")
+        raise RunStateError(f"{path}: is of other images than the config names now: run predict again")
 
 
 def evaluate_submission(config: Config, path: str) -> SubmissionEvaluation:

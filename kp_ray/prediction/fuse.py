@@ -24,11 +24,11 @@ from kp_ray.prediction.records import (
     PredictionDetails,
     UnusableImage,
     WeightsSource,
-    digest_scored_settings,
+    digest_fusion_settings,
     read_details,
     write_details,
 )
-from kp_ray.prediction.settings import image_fields, prediction_fields
+from kp_ray.prediction.settings import prediction_fields
 from kp_ray.storage import delete_file, exists, read_bytes
 
 
@@ -50,24 +50,10 @@ def read_run_predictions(config: Config, skeleton: Skeleton) -> Predictions:
             f"{path}: its members are not those of the config (got {', '.join(predictions.members)}, expected "
             f"{', '.join(members)}): run predict again"
         )
-    refuse_other_settings(predictions, prediction_fields(config) | image_fields(config), path, "run predict again")
-    return predictions
-
-
-def refuse_other_settings(predictions: Predictions, fields: Mapping[str, Any], path: str, fix: str) -> None:
-    """Refuse predictions that were made with other settings; versions before 0.2.0 did not record them.
-
-    Args:
-        predictions: the content of a `predictions.parquet`.
-        fields: the settings of the config, from `prediction_fields` and `image_fields`.
-        path: path of the file; the message begins with it.
-        fix: what the user should do; the message ends with it.
-
-    Raises:
-        RunStateError: a setting differs; the message names it.
-    """
     if predictions.settings:
-        refuse_difference(_by_key(predictions.settings), _by_key(fields), path, fix)
+        recorded, current = _by_key(predictions.settings), _by_key(prediction_fields(config))
+        refuse_difference(recorded, current, path, "run predict again")
+    return predictions
 
 
 def _by_key(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,7 +62,6 @@ def _by_key(fields: Mapping[str, Any]) -> dict[str, Any]:
         "merging": "the merging of the views of predict.tta",
         "detections_per_image": "model.cfg.TEST.DETECTIONS_PER_IMAGE",
         "lowest_threshold": "the lower one of predict.score_threshold and predict.fallback_threshold",
-        "test_images": "data.test_images",
     }
     return {keys.get(name, f"predict.{name}"): value for name, value in fields.items()}
 
@@ -206,5 +191,5 @@ def _make_details(config: Config, predictions: Predictions, fusion: Fusion, cost
             if reason
         ),
         took=cost,
-        settings=digest_scored_settings(config),
+        settings=digest_fusion_settings(config),
     )

@@ -16,6 +16,7 @@ from kp_ray.data.csv_rows import check_num_cells, refuse_unexpected_content
 from kp_ray.data.names import describe_matches, match_spellings
 from kp_ray.data.submission import SampleSubmission
 from kp_ray.errors import ConfigError, DataError, StorageError, StoreError, one_line, shorten
+from kp_ray.fingerprint import digest
 from kp_ray.images import is_image_file, list_images
 from kp_ray.stage import require_path
 from kp_ray.storage import file_infos, filesystem, join, read_bytes
@@ -48,6 +49,11 @@ class ImageRef:
     path: str
     row: int | None
     version: str
+
+
+def digest_images(refs: Sequence[ImageRef]) -> str:
+    """Digest the names of images and the sizes of their files in bytes, which copies of the files share."""
+    return digest([[ref.image, ref.version.partition(":")[0] if ref.row is None else ref.version] for ref in refs])
 
 
 def list_image_refs(config: Config, sample: SampleSubmission | None) -> list[ImageRef]:

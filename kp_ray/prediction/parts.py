@@ -3,9 +3,8 @@
 `merge_parts` merges the parts into `predictions.parquet`.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +14,9 @@ from kp_ray.data.annotations import parse_name
 from kp_ray.ensemble.people import choose_people
 from kp_ray.errors import RunStateError
 from kp_ray.keypoints import BoolArray, FloatArray, Skeleton
-from kp_ray.prediction.images import ImageRef
+from kp_ray.prediction.images import ImageRef, digest_images
 from kp_ray.prediction.predictions import PREDICT_AGAIN, PersonChoices, prediction_schema, write_predictions
+from kp_ray.prediction.settings import prediction_fields
 from kp_ray.storage import exists, file_sizes, join, read_parquet
 
 
@@ -58,13 +58,7 @@ def find_missing_images(folder: str, refs: Sequence[ImageRef]) -> list[ImageRef]
 
 
 def merge_parts(
-    config: Config,
-    folder: str,
-    refs: Sequence[ImageRef],
-    members: Sequence[str],
-    skeleton: Skeleton,
-    target: str,
-    settings: Mapping[str, Any],
+    config: Config, folder: str, refs: Sequence[ImageRef], members: Sequence[str], skeleton: Skeleton, target: str
 ) -> None:
     """Choose one detection per image and member, and write the chosen ones in the order of `refs` and `members`.
 
@@ -75,7 +69,6 @@ def merge_parts(
         members: M names.
         skeleton: K keypoints.
         target: path of `predictions.parquet`.
-        settings: settings to record in the file, as JSON values.
 
     Raises:
         RunStateError: an image is in no part.
@@ -112,7 +105,7 @@ def merge_parts(
     table = table.append_column("found", pa.array(is_found(scores[order], config)))
     table = table.append_column("num_people", pa.array(num_people))
     choices = PersonChoices(config.predict.person, chosen_people.several, chosen_people.other_than_best_score)
-    write_predictions(target, table, skeleton.names, choices, settings)
+    write_predictions(target, table, skeleton.names, choices, prediction_fields(config), digest_images(refs))
 
 
 def _read_rows(folder: str, refs: Sequence[ImageRef]) -> pa.Table:

@@ -15,7 +15,8 @@ from kp_ray.keypoints import FloatArray
 from kp_ray.storage import exists, read_parquet, write_parquet
 
 METADATA_KEY = b"kp_ray"
-"""Key in the file's metadata. Its value is a JSON text: the keypoints' names, the `PersonChoices` and the settings."""
+"""Key in the file's metadata. Its value is a JSON text: the keypoints' names, the `PersonChoices`, the settings
+and the digest of the images."""
 PREDICT_AGAIN = "delete it and run predict again"
 
 
@@ -47,8 +48,8 @@ class Predictions:
         reasons: N texts that say why an image could not be used; "" for a usable image.
         sizes: N pairs (width, height) in pixels; (0, 0) for an unusable image.
         person_choices: rule and counts of the choices among several detections.
-        settings: settings that decided the rows, from `settings.prediction_fields` and, in `predictions.parquet`, from
-            `settings.image_fields`; empty if they were not recorded.
+        settings: settings that decided the rows, see `settings.prediction_fields`; empty if they were not recorded.
+        images_digest: digest of the images' files, see `images.digest_images`; "" if it was not recorded.
     """
 
     members: tuple[str, ...]
@@ -60,6 +61,7 @@ class Predictions:
     sizes: tuple[tuple[int, int], ...]
     person_choices: PersonChoices
     settings: Mapping[str, Any]
+    images_digest: str = ""
 
     @cached_property
     def scenes_cameras_frames(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[int, ...]]:
@@ -97,7 +99,12 @@ def prediction_schema(num_keypoints: int) -> pa.Schema:
 
 
 def write_predictions(
-    path: str, table: pa.Table, keypoint_names: Sequence[str], choices: PersonChoices, settings: Mapping[str, Any]
+    path: str,
+    table: pa.Table,
+    keypoint_names: Sequence[str],
+    choices: PersonChoices,
+    settings: Mapping[str, Any],
+    images_digest: str = "",
 ) -> None:
     """Write `predictions.parquet`, whole or not at all.
 
@@ -107,10 +114,17 @@ def write_predictions(
         keypoint_names: K names.
         choices: rule and counts of the choices among several detections.
         settings: settings that decided the rows, as JSON values.
+        images_digest: digest of the images' files; "" if they are unknown.
     """
     schema = prediction_schema(len(keypoint_names))
-    metadata = json.dumps({"people": asdict(choices), "keypoints": list(keypoint_names), "settings": dict(settings)})
-    write_parquet(path, table.select(schema.names).cast(schema).replace_schema_metadata({METADATA_KEY: metadata}))
+    metadata = {
+        "people": asdict(choices),
+        "keypoints": list(keypoint_names),
+        "settings": dict(settings),
+        "images": images_digest,
+    }
+    table = table.select(schema.names).cast(schema)
+    write_parquet(path, table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata)}))
 
 
 def read_predictions(path: str) -> Predictions:
@@ -127,7 +141,8 @@ def read_predictions(path: str) -> Predictions:
     try:
         metadata = json.loads(table.schema.metadata[METADATA_KEY])
         names, choices = tuple(metadata["keypoints"]), PersonChoices(**metadata["people"])
-        settings = dict(metadata.get("settings", {}))  # versions before 0.2.0 did not record them
+        # Versions before 0.2.0 did not record these.
+        settings, images_digest = dict(metadata.get("settings", {})), str(metadata.get("images", ""))
     except (KeyError, TypeError, ValueError) as error:
         raise StorageError(f"{path}: damaged: {PREDICT_AGAIN}") from error
     if not table.schema.equals(prediction_schema(len(names))):
@@ -149,4 +164,5 @@ def read_predictions(path: str) -> Predictions:
         sizes=tuple(zip(widths, heights, strict=True)),
         person_choices=choices,
         settings=settings,
+        images_digest=images_digest,
     )

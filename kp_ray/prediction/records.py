@@ -1,6 +1,7 @@
 """Read and write the JSON files of predictions and scores: `predict.json`, `evaluation.json` and `crossval.json`."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -92,7 +93,7 @@ class PredictionDetails(_Record):
         filled: every image filled by a fallback.
         unusable: every image that could not be used.
         took: cost of the latest run that predicted usable images.
-        settings: digest of the settings of the fusion, see `digest_scored_settings`; "" in files of earlier versions.
+        settings: digest of the settings of the fusion, see `digest_fusion_settings`; "" in files of earlier versions.
     """
 
     images: int
@@ -277,13 +278,20 @@ def digest_evaluation_inputs(config: Config, images: Sequence[str]) -> str:
 
 def digest_scored_settings(config: Config) -> str:
     """Digest the settings on which the metrics of predictions by the same members depend."""
+    return digest({**_fusion_fields(config), "skeleton": config.skeleton.model_dump(mode="json")})
+
+
+def digest_fusion_settings(config: Config) -> str:
+    """Digest the settings on which the fused predictions of the same members depend."""
+    return digest(_fusion_fields(config))
+
+
+def _fusion_fields(config: Config) -> dict[str, Any]:
     names = {"images", "actors", "cpus_per_actor", "gpus_per_actor", "batch_size"}
-    fields = {
+    return {
         "predict": config.predict.model_dump(mode="json", exclude=names),
         "detections_per_image": detections_per_image(config),
-        "skeleton": config.skeleton.model_dump(mode="json"),
     }
-    return digest(fields)
 
 
 def write_cross_validation(path: str, crossval: CrossValidation) -> None:

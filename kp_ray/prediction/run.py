@@ -49,15 +49,15 @@ def predict(config: Config, progress: Progress = no_progress) -> tuple[Predictio
         RunStateError: another process predicts in this run folder, or writes the store that holds the images.
         KpRayError: a member is not trained, no image could be used, nobody was found, or predicting was stopped.
     """
-    task = PredictionTask(config)
-    store_lock = reader_lock(config.path("store")) if is_store_split(config) else contextlib.nullcontext()
-    with writer_lock(config.path("predictions")), store_lock:
-        config.save()
-        cost = predict_images(task, task.find_missing_images(), progress)
-        # Before a kill can leave it beside new predictions or a new submission.
-        delete_outdated_evaluation(config, [] if cost.predicted else [ref.image for ref in task.images])
-        task.merge()
-        return write_fused(config, cost), cost
+    with reader_lock(config.path("store")) if is_store_split(config) else contextlib.nullcontext():
+        task = PredictionTask(config)
+        with writer_lock(config.path("predictions")):
+            config.save()
+            cost = predict_images(task, task.find_missing_images(), progress)
+            # Before a kill can leave it beside new predictions or a new submission.
+            delete_outdated_evaluation(config, [] if cost.predicted else [ref.image for ref in task.images])
+            task.merge()
+            return write_fused(config, cost), cost
 
 
 def predict_images(task: PredictionTask, images: Sequence[ImageRef], progress: Progress) -> PredictionCost:

@@ -54,11 +54,6 @@ def prediction_fields(config: Config) -> dict[str, Any]:
     return {**detection_fields(config), "person": section.person, "score_threshold": section.score_threshold}
 
 
-def image_fields(config: Config) -> dict[str, Any]:
-    """Return the settings that name the images to predict, as JSON values; images of two folders can have one name."""
-    return {"images": config.predict.images, "test_images": config.data.test_images}
-
-
 def view_scales(config: Config) -> list[float]:
     """Return the scales of an image's TTA views: 1, then the numbers in `predict.tta`."""
     return [1.0, *(view for view in config.predict.tta if not isinstance(view, str))]

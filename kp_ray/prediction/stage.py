@@ -3,6 +3,7 @@
 Modules that import torch are imported inside functions, because `evaluate` works without torch.
 """
 
+import contextlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from kp_ray.prediction.records import (
     PredictionDetails,
     RunEvaluation,
     SubmissionEvaluation,
-    digest_scored_settings,
+    digest_fusion_settings,
     read_cross_validation,
     read_details,
 )
@@ -238,7 +239,8 @@ class EvaluateSummary:
 
     def to_json(self) -> dict[str, Any]:
         """Return the plain values for `--json`."""
-        return self.evaluation.to_json() | ({"crossval": self.crossval.to_json()} if self.crossval else {})
+        notes = {} if self.is_of_submission else {"is_of_submission": False}
+        return self.evaluation.to_json() | notes | ({"crossval": self.crossval.to_json()} if self.crossval else {})
 
 
 class EvaluateStage:
@@ -293,9 +295,11 @@ class EvaluateStage:
         """
         if self.submission is not None:
             return EvaluateSummary(evaluate_submission(config, self.submission))
-        details_path, settings = config.path("predict.json"), digest_scored_settings(config)
-        is_of_submission = not exists(details_path) or read_details(details_path).settings in ("", settings)
-        return EvaluateSummary(evaluate_run(config), read_cross_validation(config), is_of_submission)
+        evaluation, is_of_submission = evaluate_run(config), True
+        with contextlib.suppress(StorageError):  # predict.json may be missing or damaged
+            details = read_details(config.path("predict.json"))
+            is_of_submission = details.settings in ("", digest_fusion_settings(config))
+        return EvaluateSummary(evaluation, read_cross_validation(config), is_of_submission)
 
 
 def _check_untrained_members(config: Config) -> None:

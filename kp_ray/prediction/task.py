@@ -17,7 +17,7 @@ from kp_ray.prediction.images import ImageRef, list_image_refs
 from kp_ray.prediction.inputs import read_run_sample, resolve_skeleton, resolve_weights
 from kp_ray.prediction.members import check_members_of_other_runs, check_validation_images, list_members
 from kp_ray.prediction.parts import find_missing_images, merge_parts
-from kp_ray.prediction.settings import detection_fields, image_fields, prediction_fields, view_scales
+from kp_ray.prediction.settings import detection_fields, view_scales
 from kp_ray.storage import hash_file, join, read_bytes
 
 
@@ -92,10 +92,9 @@ class PredictionTask:
         }
 
     def merge(self, target: str | None = None) -> None:
-        """Merge the parts into `target`; None: the run's `predictions.parquet`, which records what images it is of."""
-        settings = prediction_fields(self.config) | ({} if target else image_fields(self.config))
+        """Merge the parts into `target`; None: the run's `predictions.parquet`."""
         target = target or self.config.path("predictions.parquet")
-        merge_parts(self.config, self.folder, self.images, list(self.members), self.skeleton, target, settings)
+        merge_parts(self.config, self.folder, self.images, list(self.members), self.skeleton, target)
 
 
 def _hash_file(path: str) -> str:

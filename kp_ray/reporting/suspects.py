@@ -44,10 +44,11 @@ def suspects_section(config: Config, files: RunFiles) -> SuspectsSection | None:
     if not rows:
         return None
     counts = Counter(row.kind for row in rows).most_common()
-    return SuspectsSection(tuple(counts), tuple(_draw_tiles(config, rows[:MAX_SUSPECTS])), rows)
+    tiles = _draw_tiles(config, rows[:MAX_SUSPECTS], has_predictions=files.crossval is not None)
+    return SuspectsSection(tuple(counts), tuple(tiles), rows)
 
 
-def _draw_tiles(config: Config, rows: tuple[SuspectRow, ...]) -> list[Tile]:
+def _draw_tiles(config: Config, rows: tuple[SuspectRow, ...], *, has_predictions: bool) -> list[Tile]:
     """Draw each suspect's label and prediction over the same crop of the image.
 
     Images without a file are skipped; without valid labels nothing is drawn.
@@ -57,9 +58,10 @@ def _draw_tiles(config: Config, rows: tuple[SuspectRow, ...]) -> list[Tile]:
     except KpRayError:  # e.g. the labels were moved since
         return []
     predictions: dict[str, FloatArray] = {}
-    # Only the labels are drawn without predictions, or if store or members changed or were damaged since.
+    # Only the labels are drawn without predictions, or if store, members or settings changed or were damaged since.
     with contextlib.suppress(RunStateError, StoreError, StorageError):
-        predictions, _ = read_predicted_points(config, labels.skeleton)
+        if has_predictions:
+            predictions, _ = read_predicted_points(config, labels.skeleton)
     tiles = []
     for row in rows:
         if row.image not in labels.images:  # a correction dropped the image

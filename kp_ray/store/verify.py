@@ -31,7 +31,7 @@ def verify_store(plan: Plan) -> list[str]:
 
     Raises:
         StoreError: there is no finished store.
-        RunStateError: a part is damaged while another process writes the store.
+        RunStateError: a part is damaged while another process writes or reads the store, so that it is not deleted.
         StorageError: a part cannot be read.
     """
     manifest = read_manifest(plan.store)

@@ -52,7 +52,7 @@ def write_store(
         on_locked: called while the writer lock is held, before any part is written.
 
     Raises:
-        RunStateError: another process writes this store.
+        RunStateError: another process writes or reads this store.
         StorageError: the disk is full, or the nodes do not share the store's folder.
         StoreError: the manifest is damaged, another version of kp_ray wrote it, no source could be used, or a part that
             would be replaced holds variants of a source whose image file is missing.

@@ -115,26 +115,25 @@ def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
         KpRayError: a member failed, see `fit_member`; raised only when the other members have ended.
     """
     own_config = config
-    config, search = apply_search(own_config)
-    check_train_config(config)
-    check_member_settings(config, from_search=search is not None)
-    with writer_lock(config.path("members")), reader_lock(config.path("store")):
-        pending = [member for member in config.train.members if not is_trained(config.member_dir(member.name))]
-        unused_variants = {
-            member.name: describe_unused_variants(config, member, check_rows(config, member)) for member in pending
-        }
-        max_running, use_gpu = training_capacity(config) if pending else (0, False)
-        if pending:
-            check_train_precision(config, use_gpu)
-        own_config.save()
-        trained_members: dict[str, MemberSummary] = {}
-        if pending:  # if every member is finished, there may be no cluster
-            # These files are of the earlier members; predict and crossval make the predictions again.
-            fold_files = [f"crossval/fold-{fold}.parquet" for fold in range(config.split.folds or 0)]
-            for name in ("crossval.json", "evaluation.json", "predictions.parquet", *fold_files):
-                if exists(config.path(name)):
-                    delete_file(config.path(name))
-            trained_members = _fit_members(config, search, pending, progress, max_running=max_running, use_gpu=use_gpu)
+    with reader_lock(own_config.path("store")):
+        config, search = apply_search(own_config)
+        check_train_config(config)
+        check_member_settings(config, from_search=search is not None)
+        with writer_lock(config.path("members")):
+            pending = [member for member in config.train.members if not is_trained(config.member_dir(member.name))]
+            unused_variants = {
+                member.name: describe_unused_variants(config, member, check_rows(config, member)) for member in pending
+            }
+            max_running, use_gpu = training_capacity(config) if pending else (0, False)
+            if pending:
+                check_train_precision(config, use_gpu)
+            own_config.save()
+            trained_members: dict[str, MemberSummary] = {}
+            if pending:  # if every member is finished, there may be no cluster
+                _delete_results_of_earlier_members(config)
+                trained_members = _fit_members(
+                    config, search, pending, progress, max_running=max_running, use_gpu=use_gpu
+                )
     summaries = []
     for member in config.train.members:
         finished_before = MemberSummary(member.name, config.member_dir(member.name))
@@ -142,6 +141,12 @@ def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
         fold = config.held_out_fold(member.name)
         summaries.append(replace(summary, unused_variants=unused_variants.get(member.name, ""), fold=fold))
     return TrainSummary(tuple(summaries), search)
+
+
+def _delete_results_of_earlier_members(config: Config) -> None:
+    for name in ("crossval.json", "evaluation.json", "predictions.parquet"):  # predict makes the predictions again
+        if exists(config.path(name)):
+            delete_file(config.path(name))
 
 
 def describe_unused_variants(config: Config, member: MemberConfig, num_usable: int) -> str:

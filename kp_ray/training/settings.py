@@ -130,15 +130,19 @@ def refuse_new_store(config: Config) -> None:
 
     Raises:
         RunStateError: see above; the message names the folder.
+        StorageError: recorded settings are damaged.
+        StoreError: the manifest is damaged.
     """
-    folders = {config.member_dir(member.name): "give the member another name, " for member in config.train.members}
+    present_store = store_digest(config.path("store"))
+    places = [(config.member_dir(member.name), "the store", "other names, ") for member in config.train.members]
     if uses_search(config):
-        folders[config.path("tune")] = ""
-    for folder, fix in folders.items():
-        if exists(join(folder, SETTINGS_NAME)):
+        places.append((config.path("tune"), "store", ""))
+    for folder, key, fix in places:
+        path = join(folder, SETTINGS_NAME)
+        if exists(path) and read_json(path, f"restore it, or delete {folder} to begin again").get(key) == present_store:
             raise RunStateError(
-                f"{folder}: began with the present store, and the labels, images, split or recipes of the config make "
-                f"another one: restore them, {fix}choose another run_dir, or delete this folder to begin again"
+                f"{folder}: began with the present store, and the config's labels, images, seed, split or augment make "
+                f"another one: restore them, choose {fix}another run_dir, or delete this folder to begin again"
             )
 
 

@@ -112,13 +112,6 @@ def test_it_is_refused_while_another_process_predicts_or_augments(fold_config: C
         predict_folds(fold_config)
 
 
-def test_predictions_of_other_settings_are_refused(predicted_folds: Config) -> None:
-    values = predicted_folds.to_dict()
-    config = build_config({**values, "predict": {**values["predict"], "tta": [1.25]}})
-    with pytest.raises(RunStateError, match=r"fold-0\.parquet: was made with predict\.tta .*: run crossval again"):
-        score_folds(config)
-
-
 def test_members_that_were_trained_on_another_store_or_fold_are_refused(fold_config: Config, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(fold_config.run_dir, run_dir)

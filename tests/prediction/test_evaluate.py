@@ -1,6 +1,7 @@
 """Test the scores of the run's predictions and of submissions."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from kp_ray.config.schema import Config
 from kp_ray.data.load import load_annotations
 from kp_ray.data.submission import read_sample_submission, read_submission
-from kp_ray.errors import ConfigError, DataError
+from kp_ray.errors import ConfigError, DataError, RunStateError
 from kp_ray.keypoints import DACON24
 from kp_ray.prediction.evaluate import evaluate_run, evaluate_submission
 from kp_ray.prediction.fuse import write_fused
@@ -19,7 +20,7 @@ from kp_ray.prediction.records import PredictionCost, read_evaluation
 from kp_ray.prediction.run import predict
 from kp_ray.store.read import read_table
 from tests.helpers.data import tiny_config
-from tests.helpers.linked_runs import configure_run, link_run
+from tests.helpers.linked_runs import configure_run, first_image, link_run
 from tests.helpers.synthetic import read_labels
 
 K = len(DACON24)
@@ -140,6 +141,22 @@ def test_a_truth_of_other_images_is_refused(predicted_run: Config, tmp_path: Pat
     config = configure_run(predicted_run, Path(predicted_run.run_dir), {"truth": str(tmp_path / "truth.csv")})
     with pytest.raises(DataError, match=r"data\.truth: holds none of the predicted images"):
         evaluate_run(config)
+
+
+def test_predictions_of_other_images_are_refused_although_their_names_are_the_same(
+    predicted_run: Config, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(predicted_run.require_input("test_images"), tmp_path / "images", symlinks=False)
+    config = link_run(predicted_run, tmp_path / "run", {"test_images": str(folder)})
+    shutil.copy(predicted_run.path("predictions.parquet"), config.run_dir)
+    expected = evaluate_run(predicted_run).rmse
+    assert evaluate_run(config).rmse == expected, "copies are the same images"
+    image = first_image(config)
+    image.write_bytes(image.read_bytes() + b"x")
+    with pytest.raises(RunStateError, match=r"predictions\.parquet: is of other images .*: run predict again"):
+        evaluate_run(config)
+    shutil.rmtree(folder)
+    assert evaluate_run(config).rmse == expected, "the scores need no image"
 
 
 def test_a_missing_truth_is_a_config_error(predicted_run: Config) -> None:

@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
 from kp_ray.data.submission import read_sample_submission, read_submission
 from kp_ray.errors import DataError, ModelError, RunStateError, StorageError
@@ -128,16 +127,6 @@ def test_predictions_of_other_settings_are_refused(predicted_run: Config, settin
     section = predicted_run.predict.model_copy(update={setting: value})
     with pytest.raises(RunStateError, match=rf"was made with predict\.{setting} .*: run predict again"):
         read_run_predictions(predicted_run.model_copy(update={"predict": section}), DACON24)
-
-
-@pytest.mark.parametrize(("section", "name"), [("predict", "images"), ("data", "test_images")])
-def test_predictions_of_other_images_are_refused_although_their_names_are_the_same(
-    predicted_run: Config, tmp_path: Path, section: str, name: str
-) -> None:
-    values = predicted_run.to_dict()
-    config = build_config({**values, section: {**values[section], name: str(tmp_path)}})
-    with pytest.raises(RunStateError, match=rf"was made with {section}\.{name} .*: run predict again"):
-        read_run_predictions(config, DACON24)
 
 
 def test_predictions_whose_settings_were_not_recorded_are_read(predicted_run: Config, tmp_path: Path) -> None:

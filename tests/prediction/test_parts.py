@@ -40,7 +40,7 @@ def write_part(config: Config, name: str, *rows: dict[str, Any]) -> None:
 
 
 def merge(config: Config) -> None:
-    merge_parts(config, config.path("parts"), REFS, MEMBERS, DACON24, config.path("predictions.parquet"), {})
+    merge_parts(config, config.path("parts"), REFS, MEMBERS, DACON24, config.path("predictions.parquet"))
 
 
 def test_merged_rows_are_ordered_by_image_and_member_and_hold_the_best_detection(config: Config) -> None:

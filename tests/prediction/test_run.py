@@ -158,6 +158,14 @@ def test_a_second_driver_of_a_run_folder_is_refused(predicted_run: Config) -> No
         predict(predicted_run)
 
 
+def test_images_of_the_store_are_not_predicted_while_another_process_augments(
+    predicted_run: Config, tmp_path: Path
+) -> None:
+    config = link_run(predicted_run, tmp_path / "run", images="store:val")
+    with writer_lock(config.path("store")), pytest.raises(RunStateError, match="store: another process"):
+        predict(config)
+
+
 Batches = Iterator[BatchResult]
 
 

@@ -54,6 +54,7 @@ def test_augment_writes_the_store_and_saves_its_config_and_record(sample_config:
 def test_the_config_is_not_saved_while_another_process_reads_or_writes_the_store(
     sample_config: Config, lock: Callable[[str], contextlib.AbstractContextManager[None]]
 ) -> None:
+    Path(sample_config.path("store")).mkdir(parents=True)
     with lock(sample_config.path("store")), pytest.raises(RunStateError, match="another process"):
         AugmentStage().run(sample_config, no_progress)
     assert not Path(sample_config.path("config.yaml")).exists()

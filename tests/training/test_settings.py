@@ -79,7 +79,7 @@ def test_members_that_began_without_a_search_are_named_before_a_search_begins(co
 
 def test_a_run_that_would_replace_the_store_of_a_member_or_search_is_refused(config: Config) -> None:
     with pytest.raises(
-        RunStateError, match=rf"^{config.member_dir('a')}: began with the present store, .*another name"
+        RunStateError, match=rf"^{config.member_dir('a')}: began with the present store, .* other names,"
     ):
         refuse_new_store(config)
     other_config = change_sections(config, train={"members": [{"name": "new"}]}, tune={"num_trials": 2})
@@ -88,6 +88,12 @@ def test_a_run_that_would_replace_the_store_of_a_member_or_search_is_refused(con
     with pytest.raises(RunStateError, match=rf"^{config.path('tune')}: began with the present store"):
         refuse_new_store(other_config)
     refuse_new_store(change_sections(config, train={"members": [{"name": "new"}], "tuned": False}))
+
+
+def test_a_run_may_restore_the_store_with_which_a_member_began(config: Config) -> None:
+    path = Path(config.path("store", "_manifest.json"))
+    path.write_text(path.read_text().replace('"seed": ', '"seed": 1'))
+    refuse_new_store(config)
 
 
 def test_the_error_about_damaged_settings_names_their_file(config: Config) -> None:
