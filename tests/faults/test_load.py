@@ -134,7 +134,7 @@ def count_leftovers(folder: Path, temp_folder: Path, cluster_processes: list[psu
         "shared memory MiB": sum(f.stat().st_size for f in Path("/dev/shm").rglob("*") if f.is_file()) >> 20,
         "temporary files": len([path for path in temp_folder.iterdir() if path.name != "ray"]),
         "partial files": len(list(folder.rglob("*.partial"))),
-        "kp-ray processes": sum("bin/kp-ray augment" in command for command in commands),
+        "kp-ray processes": sum("bin/kp-ray augment" in command and str(folder) in command for command in commands),
     }
 
 
