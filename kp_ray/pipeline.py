@@ -191,7 +191,7 @@ def _check_stages(config: Config, stages: Mapping[str, Stage]) -> bool:
     Stages that read the store are not checked against a store that `augment` is about to replace.
 
     Returns:
-        Whether the store holds every variant that the config plans.
+        Whether the store holds exactly the variants that the config plans.
     """
     from kp_ray.store.layout import has_store
     from kp_ray.training.settings import refuse_late_search, refuse_new_store
@@ -199,7 +199,8 @@ def _check_stages(config: Config, stages: Mapping[str, Stage]) -> bool:
     augment = cast("AugmentStage", stages["augment"])
     augment.check(config)
     has_current_store = augment.is_done(config)
-    if augment.replaces_store(config):  # even if no part is missing, so that it only deletes parts
+    if augment.replaces_store(config):  # a store that holds every part, and others too, is also replaced
+        has_current_store = False
         refuse_new_store(config)
     has_stale_store = not has_current_store and has_store(config.path("store"))
     if has_stale_store:  # a missing file is refused now all the same

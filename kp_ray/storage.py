@@ -258,7 +258,8 @@ def writer_lock(folder: str) -> contextlib.AbstractContextManager[None]:
 def reader_lock(folder: str) -> contextlib.AbstractContextManager[None]:
     """Lock a local folder against writers; several readers can hold the lock.
 
-    A folder that does not exist, or in which this process cannot write a lock file, is not locked.
+    A folder is not locked if it does not exist, if this process cannot write a lock file there, or if its file system
+    has no locks.
 
     Raises:
         RunStateError: another process writes there.
@@ -279,7 +280,7 @@ def _lock(folder: str, *, is_shared: bool) -> Iterator[None]:
         try:
             if not is_shared:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(path, "r" if is_shared and path.exists() else "w"))
+            lock = stack.enter_context(open(path, "r" if is_shared and path.exists() else "w+"))
             fcntl.flock(lock, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RunStateError(f"{folder}: another process is using this folder: wait for it or stop it") from error

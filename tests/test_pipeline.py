@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from kp_ray.config.load import build_config
-from kp_ray.errors import ConfigError, StoreError
-from kp_ray.pipeline import STAGES, Runner, find_next_verb, forecast_stage, make_stage
+from kp_ray.config.schema import Config
+from kp_ray.errors import ConfigError, RunStateError, StoreError
+from kp_ray.pipeline import STAGES, Runner, find_next_verb, forecast_stage, make_stage, run_pipeline
 from kp_ray.stage import no_progress
 from kp_ray.store.plan import make_plan
 from kp_ray.training.search_result import SearchResult, write_result
@@ -144,35 +145,48 @@ def test_a_second_run_repeats_nothing(sample_data: dict[str, Any], tmp_path: Pat
     assert file_times(*finished_files) == original_times
 
 
-def test_run_names_a_missing_image_although_its_variants_would_be_replaced(
-    sample_data: dict[str, Any], tmp_path: Path
-) -> None:
-    data = copy_images(sample_data, tmp_path / "images")
-    config = tiny_config(data, tmp_path / "run", tune={"num_trials": 0})
-    write_planned_store(make_plan(config))
-    record_settings(config, config.train.members[0])
-    (tmp_path / "config.yaml").write_text(config.to_yaml())
-    min(Path(data["images"]).iterdir()).unlink()
-    result = run_verb("run", "config.yaml", cwd=tmp_path)
-    assert result.returncode == 2
-    assert "this image is missing, and the store holds its variants" in result.stderr
+def check_run(config: Config) -> None:
+    """Start `kp-ray run`, which a test expects to be refused before a stage runs."""
+    run_pipeline(config, lambda verb: contextlib.nullcontext(no_progress), pytest.fail, pytest.fail)
 
 
-@pytest.mark.parametrize("augment", [{"jpeg_quality": 50}, {"recipes": ["Original"]}])
-def test_run_refuses_a_new_store_for_a_begun_member_before_it_writes_anything(
-    sample_data: dict[str, Any], tmp_path: Path, augment: dict[str, Any]
-) -> None:
-    config = tiny_config(sample_data, tmp_path / "run", tune={"num_trials": 0})
+@pytest.fixture
+def begun_config(sample_data: dict[str, Any], tmp_path: Path) -> Config:
+    """Write a store and the settings of a member that began with it; return the config."""
+    config = tiny_config(copy_images(sample_data, tmp_path / "images"), tmp_path / "run", tune={"num_trials": 0})
     write_planned_store(make_plan(config))
     record_settings(config, config.train.members[0])
+    return config
+
+
+def change_augment(config: Config, **fields: Any) -> Config:
+    """Return a config with changed fields of the section `augment`."""
     values = config.to_dict()
-    changed_config = build_config({**values, "augment": {**values["augment"], **augment}})
-    (tmp_path / "config.yaml").write_text(changed_config.to_yaml())
-    times = file_times(*(tmp_path / "run").rglob("*"))
-    result = run_verb("run", "config.yaml", cwd=tmp_path)
-    assert (result.returncode, len(result.stderr.splitlines())) == (2, 1), result.stderr
-    assert "members/a: began with the present store, and" in result.stderr
-    assert file_times(*(tmp_path / "run").rglob("*")) == times
+    return build_config({**values, "augment": {**values["augment"], **fields}})
+
+
+@pytest.mark.parametrize("fields", [{"jpeg_quality": 50}, {"recipes": ["Original"]}])
+def test_run_refuses_a_new_store_for_a_begun_member_before_it_writes_anything(
+    begun_config: Config, fields: dict[str, Any]
+) -> None:
+    times = file_times(*Path(begun_config.run_dir).rglob("*"))
+    with pytest.raises(RunStateError, match="members/a: began with the present store, and"):
+        check_run(change_augment(begun_config, **fields))
+    assert file_times(*Path(begun_config.run_dir).rglob("*")) == times
+
+
+@pytest.mark.parametrize("fields", [{"jpeg_quality": 50}, {"recipes": ["Original"]}])
+def test_run_may_restore_the_store_with_which_a_member_began(begun_config: Config, fields: dict[str, Any]) -> None:
+    config = change_augment(begun_config, **fields)
+    write_planned_store(make_plan(config))
+    with pytest.raises(pytest.fail.Exception):  # the first stage ends, so nothing was refused
+        check_run(begun_config)
+
+
+def test_run_names_a_missing_image_although_its_variants_would_be_replaced(begun_config: Config) -> None:
+    min(Path(begun_config.require_input("images")).iterdir()).unlink()
+    with pytest.raises(StoreError, match="this image is missing, and the store holds its variants"):
+        check_run(begun_config)
 
 
 def test_verbs_print_their_result_and_the_next_command(sample_data: dict[str, Any], tmp_path: Path) -> None:

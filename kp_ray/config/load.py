@@ -71,7 +71,7 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> Config:
         )
     values = _add_preset({**values, "preset": preset})
     for parsed in parsed_overrides:
-        values = _merge(values, _drop_empty_sections(parsed))
+        values = _merge(values, parsed)
     return _validate(values, name)
 
 
@@ -108,14 +108,10 @@ def build_config(values: Mapping[str, Any], name: str = "config") -> Config:
 
 def _add_preset(values: Mapping[str, Any]) -> dict[str, Any]:
     """Add the values of the preset that plain values name; the plain values win."""
-    values = _drop_empty_sections(values)
+    # A section without keys, or whose keys are all comments, is null in YAML.
+    values = {key: value for key, value in values.items() if value is not None or key not in _SECTIONS}
     preset = values.get("preset")
     return _merge(CONFIG_PRESETS[preset], values) if isinstance(preset, str) and preset in CONFIG_PRESETS else values
-
-
-def _drop_empty_sections(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Drop sections without keys, or whose keys are all comments: they are null in YAML."""
-    return {key: value for key, value in values.items() if value is not None or key not in _SECTIONS}
 
 
 def _validate(values: Mapping[str, Any], name: str) -> Config:

@@ -17,6 +17,7 @@ from kp_ray.prediction.members import list_members
 from kp_ray.prediction.records import CrossValidation
 from kp_ray.prediction.settings import detections_per_image
 from kp_ray.stage import Progress
+from kp_ray.storage import reader_lock
 from kp_ray.store.manifest import read_manifest
 from kp_ray.store.skeleton import run_skeleton
 
@@ -124,8 +125,9 @@ class CrossvalStage:
         """
         from kp_ray.crossval.run import predict_folds
 
-        num_predicted = predict_folds(config, progress)
-        return CrossvalSummary(score_folds(config), num_predicted, config.path("crossval.json"))
+        with reader_lock(config.path("store")):  # the scores must be of the store with which the folds were predicted
+            num_predicted = predict_folds(config, progress)
+            return CrossvalSummary(score_folds(config), num_predicted, config.path("crossval.json"))
 
     def forecast(self, config: Config) -> CrossvalForecast:
         """Count the images and name the members of each fold.

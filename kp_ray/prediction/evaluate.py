@@ -88,7 +88,7 @@ def _refuse_other_images(config: Config, predictions: Predictions) -> None:
     The scores need no image, so images that cannot be listed are not compared.
 
     Raises:
-        RunStateError: an image has another name, or its file another size.
+        RunStateError: an image has another name, or its file is missing or has another size.
     """
     try:
         current_digest = digest_images(list_image_refs(config, read_run_sample(config)))
@@ -96,7 +96,7 @@ def _refuse_other_images(config: Config, predictions: Predictions) -> None:
         return
     if predictions.images_digest not in ("", current_digest):
         path = config.path("predictions.parquet")
-        raise RunStateError(f"{path}: is of other images than the config names now: run predict again")
+        raise RunStateError(f"{path}: is of images of other names or sizes than the config's: run predict again")
 
 
 def evaluate_submission(config: Config, path: str) -> SubmissionEvaluation:

@@ -52,8 +52,9 @@ class ImageRef:
 
 
 def digest_images(refs: Sequence[ImageRef]) -> str:
-    """Digest the names of images and the sizes of their files in bytes, which copies of the files share."""
-    return digest([[ref.image, ref.version.partition(":")[0] if ref.row is None else ref.version] for ref in refs])
+    """Digest the names of images and the sizes of their files in bytes, in any order; copies have the same digest."""
+    sizes = {ref.image: ref.version.partition(":")[0] if ref.row is None else ref.version for ref in refs}
+    return digest(dict(sorted(sizes.items())))
 
 
 def list_image_refs(config: Config, sample: SampleSubmission | None) -> list[ImageRef]:

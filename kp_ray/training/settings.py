@@ -134,7 +134,7 @@ def refuse_new_store(config: Config) -> None:
         StoreError: the manifest is damaged.
     """
     present_store = store_digest(config.path("store"))
-    places = [(config.member_dir(member.name), "the store", "other names, ") for member in config.train.members]
+    places = [(config.member_dir(member.name), "the store", "other member names, ") for member in config.train.members]
     if uses_search(config):
         places.append((config.path("tune"), "store", ""))
     for folder, key, fix in places:

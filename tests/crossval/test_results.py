@@ -126,6 +126,9 @@ def test_the_report_draws_a_suspects_label_and_prediction_and_skips_damaged_part
         return re.findall(r"<figcaption><b>([^<]*)</b>", section)
 
     assert list_tiles(config) == ["1. label", "1. prediction"]
+    values = config.to_dict()
+    other_config = build_config({**values, "predict": {**values["predict"], "person": "largest"}})
+    assert list_tiles(other_config) == ["1. label"], "the predictions were made with other settings"
     damaged_run = Path(shutil.copytree(config.run_dir, Path(config.run_dir) / "damaged"))
     next(damaged_run.glob("store/recipe-Original/part-*")).unlink()
     assert list_tiles(build_config({**config.to_dict(), "run_dir": str(damaged_run)})) == ["1. label"]

@@ -153,7 +153,7 @@ def test_predictions_of_other_images_are_refused_although_their_names_are_the_sa
     assert evaluate_run(config).rmse == expected, "copies are the same images"
     image = first_image(config)
     image.write_bytes(image.read_bytes() + b"x")
-    with pytest.raises(RunStateError, match=r"predictions\.parquet: is of other images .*: run predict again"):
+    with pytest.raises(RunStateError, match=r"is of images of other names or sizes .*: run predict again"):
         evaluate_run(config)
     shutil.rmtree(folder)
     assert evaluate_run(config).rmse == expected, "the scores need no image"

@@ -79,7 +79,7 @@ def test_members_that_began_without_a_search_are_named_before_a_search_begins(co
 
 def test_a_run_that_would_replace_the_store_of_a_member_or_search_is_refused(config: Config) -> None:
     with pytest.raises(
-        RunStateError, match=rf"^{config.member_dir('a')}: began with the present store, .* other names,"
+        RunStateError, match=rf"^{config.member_dir('a')}: began with the present store, .* other member names,"
     ):
         refuse_new_store(config)
     other_config = change_sections(config, train={"members": [{"name": "new"}]}, tune={"num_trials": 2})
