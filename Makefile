@@ -7,8 +7,6 @@ READY := $(VENV)/.ready-$(shell cat pyproject.toml constraints.txt Makefile | ck
 # Detectron2 is not on PyPI under its own name. This wheel has the Python code of upstream commit a59f0563. Its compiled
 # part works on Python 3.10 only, and kp_ray runs without it. GPU machines build Detectron2 from source: docs/install.md.
 DETECTRON2 := sal-detectron2==0.7.2 --hash=sha256:491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee561
-# Two test processes; each runs whole files.
-PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help setup demo test test-slow test-faults lint format bench clean
 
@@ -36,13 +34,13 @@ demo: setup  ## Run the whole pipeline on generated people, in runs/demo.
 	$(BIN)/kp-ray run runs/demo/data/config.yaml
 
 test: setup  ## Run the tests.
-	$(BIN)/python -m pytest -m 'not slow' $(PARALLEL)
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup  ## Run the slow tests but those of test-faults; takes long.
-	$(BIN)/python -m pytest -m slow --ignore tests/faults $(PARALLEL)
+	$(BIN)/python -m pytest -m slow --ignore tests/faults
 
 test-faults: setup  ## Run all tests with kills, full disks, damaged and malformed files; takes over an hour.
-	$(BIN)/python -m pytest tests/faults --hypothesis-profile siege $(PARALLEL)
+	$(BIN)/python -m pytest tests/faults --hypothesis-profile siege
 
 lint: setup  ## Run ruff, mypy and the import contracts.
 	$(BIN)/ruff check .
