@@ -129,8 +129,8 @@ def test_two_workers_update_like_one_worker_with_both_batches_and_stay_equal(
     first_weights = saved["first_weights"]
     for name, value in model.state_dict().items():
         expected = value - start_weights[name]
-        # The gradient of a bias before a softmax is a rounding error, and a weight is rounded to 32 bits before and after
-        # the step: allow an absolute difference.
+        # The gradient of a bias before a softmax is a rounding error, and weights are rounded to 32 bits before and
+        # after the step: allow an absolute difference.
         rounding = torch.finfo(torch.float32).eps * float(value.abs().max())
         tolerance = max(1e-9, 1e-3 * float(expected.abs().max()), rounding)
         torch.testing.assert_close(first_weights[name] - start_weights[name], expected, rtol=1e-3, atol=tolerance)
