@@ -92,9 +92,9 @@ class CheckStage:
 
     def is_done(self, config: Config) -> bool:
         """Return whether the run folder holds the findings about these labels."""
-        if not (exists(config.path(FINDINGS_FILE)) and exists(config.path(RECORD_FILE))):
+        if not exists(config.path(FINDINGS_FILE)):
             return False
-        with contextlib.suppress(StorageError):  # a damaged record is written again
+        with contextlib.suppress(StorageError):  # a missing or damaged record is written again
             return read_json(config.path(RECORD_FILE), "run check again") == _describe_inputs(config)
         return False
 

@@ -14,7 +14,7 @@ from kp_ray.prediction.members import check_training_data
 from kp_ray.prediction.run import predict_images
 from kp_ray.prediction.task import PredictionTask
 from kp_ray.stage import Progress, no_progress
-from kp_ray.storage import exists, reader_lock, writer_lock
+from kp_ray.storage import exists, writer_lock
 from kp_ray.store.folds import check_num_folds
 from kp_ray.store.manifest import read_manifest
 from kp_ray.store.read import list_rows_by_fold
@@ -24,8 +24,8 @@ def predict_folds(config: Config, progress: Progress = no_progress) -> int:
     """Predict the labelled images that are not predicted yet, and write a file per fold.
 
     Args:
-        config: its run folder must hold a store with folds, and the trained members. A Ray cluster must be running
-            unless every image is predicted.
+        config: its run folder must hold a store with folds, which the caller locks, and the trained members. A Ray
+            cluster must be running unless every image is predicted.
         progress: called with "fold <number>", the number of predicted images and the number of images to predict.
 
     Returns:
@@ -33,20 +33,18 @@ def predict_folds(config: Config, progress: Progress = no_progress) -> int:
 
     Raises:
         ModelError: a member is not trained, or no fold with images has a member.
-        RunStateError: a member was trained on another store or fold, or another process predicts in this run
-            folder or writes its store.
+        RunStateError: a member was trained on another store or fold, or another process predicts in this run folder.
         KpRayError: see `kp_ray.prediction.run.predict`.
     """
+    tasks = make_tasks(config)
     num_predicted = 0
-    with reader_lock(config.path("store")):
-        tasks = make_tasks(config)
-        with writer_lock(config.path("crossval")):
-            config.save()
-            for group, task in tasks:
-                missing_images = task.find_missing_images()
-                predict_images(task, missing_images, partial(_report_fold, progress, group.fold))
-                task.merge(group.path)
-                num_predicted += len(missing_images)
+    with writer_lock(config.path("crossval")):
+        config.save()
+        for group, task in tasks:
+            missing_images = task.find_missing_images()
+            predict_images(task, missing_images, partial(_report_fold, progress, group.fold))
+            task.merge(group.path)
+            num_predicted += len(missing_images)
     return num_predicted
 
 

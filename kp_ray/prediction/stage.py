@@ -208,12 +208,12 @@ class EvaluateSummary:
     Attributes:
         evaluation: metrics of the run's predictions, or of a submission.
         crossval: content of `crossval.json`; None if there is no such file, or a submission was scored.
-        is_of_submission: False if `submission.csv` was fused with other settings.
+        matches_submission: False if `submission.csv` was fused with other settings.
     """
 
     evaluation: RunEvaluation | SubmissionEvaluation
     crossval: CrossValidation | None = None
-    is_of_submission: bool = True
+    matches_submission: bool = True
 
     def rows(self) -> dict[str, Evaluation]:
         """Return each row of the printed table by name: members, ensemble and out of fold, or the submission."""
@@ -230,7 +230,7 @@ class EvaluateSummary:
         if interval is not None:
             low, high = interval
             lines.insert(0, f"RMSE in 95 % of bootstrap samples of the scenes: {low:.2f} to {high:.2f} px")
-        if not self.is_of_submission:
+        if not self.matches_submission:
             lines.append(
                 "submission.csv was fused with other settings, so these are not its scores: run predict again to "
                 "replace it"
@@ -239,7 +239,7 @@ class EvaluateSummary:
 
     def to_json(self) -> dict[str, Any]:
         """Return the plain values for `--json`."""
-        notes = {} if self.is_of_submission else {"is_of_submission": False}
+        notes = {} if self.matches_submission else {"matches_submission": False}
         return self.evaluation.to_json() | notes | ({"crossval": self.crossval.to_json()} if self.crossval else {})
 
 
@@ -295,11 +295,11 @@ class EvaluateStage:
         """
         if self.submission is not None:
             return EvaluateSummary(evaluate_submission(config, self.submission))
-        evaluation, is_of_submission = evaluate_run(config), True
+        evaluation, matches_submission = evaluate_run(config), True
         with contextlib.suppress(StorageError):  # predict.json may be missing or damaged
             details = read_details(config.path("predict.json"))
-            is_of_submission = details.settings in ("", digest_fusion_settings(config))
-        return EvaluateSummary(evaluation, read_cross_validation(config), is_of_submission)
+            matches_submission = details.settings in ("", digest_fusion_settings(config))
+        return EvaluateSummary(evaluation, read_cross_validation(config), matches_submission)
 
 
 def _check_untrained_members(config: Config) -> None:

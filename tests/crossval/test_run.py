@@ -109,7 +109,7 @@ def test_the_members_that_hold_out_the_same_fold_are_fused_for_its_score(predict
 @pytest.mark.parametrize("folder", ["crossval", "store"])
 def test_it_is_refused_while_another_process_predicts_or_augments(fold_config: Config, folder: str) -> None:
     with writer_lock(fold_config.path(folder)), pytest.raises(RunStateError, match=f"{folder}: another process"):
-        predict_folds(fold_config)
+        CrossvalStage().run(fold_config, no_progress)
 
 
 def test_members_that_were_trained_on_another_store_or_fold_are_refused(fold_config: Config, tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ def test_the_summary_of_evaluate_says_if_the_submission_was_fused_with_other_set
     other_config = configure_run(config, Path(config.run_dir), smooth_frames=2.0)
     summary = EvaluateStage().run(other_config, no_progress)
     assert note in summary.lines()[-1]
-    assert summary.to_json()["is_of_submission"] is False
+    assert summary.to_json()["matches_submission"] is False
     assert read_run_files(config).evaluation is None
     assert read_run_files(other_config).evaluation is not None
 
