@@ -37,10 +37,10 @@ test: setup  ## Run the tests.
 	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup  ## Run the slow tests but those of test-faults; takes long.
-	$(BIN)/python -m pytest -m slow --ignore tests/faults
+	$(BIN)/python -m pytest -m slow --ignore tests/faults --durations 20
 
 test-faults: setup  ## Run all tests with kills, full disks, damaged and malformed files; takes over an hour.
-	$(BIN)/python -m pytest tests/faults --hypothesis-profile siege
+	$(BIN)/python -m pytest tests/faults --hypothesis-profile siege --durations 20
 
 lint: setup  ## Run ruff, mypy and the import contracts.
 	$(BIN)/ruff check .

@@ -32,8 +32,14 @@ def hardware(*packages: Any) -> str:
 
     GPUs are named if torch is among the packages.
     """
+    cpu: dict[str, str] = {}  # of the first core
     with open("/proc/cpuinfo") as info:
-        model = next((line.split(":")[1].strip() for line in info if line.startswith("model name")), "unknown CPU")
+        for line in info:
+            key, _, value = line.partition(":")
+            cpu.setdefault(key.strip(), value.strip())
+    processor = cpu.get("model name", "unknown CPU")
+    if "cpu family" in cpu:  # virtual machines may have one name for several generations of processors
+        processor += f", family {cpu['cpu family']} model {cpu['model']}"
     gpus = [
         package.cuda.get_device_name(number)
         for package in packages
@@ -45,7 +51,8 @@ def hardware(*packages: Any) -> str:
         f"Python {platform.python_version()}",
         *(f"{package.__name__} {package.__version__}" for package in packages),
     ]
-    return f"{os.cpu_count()} cores ({model}), {memory:.0f} GiB, {', '.join(gpus) or 'no GPU'}; {', '.join(versions)}"
+    gpu_names = ", ".join(gpus) or "no GPU"
+    return f"{os.cpu_count()} cores ({processor}), {memory:.0f} GiB, {gpu_names}; {', '.join(versions)}"
 
 
 def cpu_time() -> tuple[int, int]:

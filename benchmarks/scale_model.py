@@ -168,9 +168,9 @@ def main() -> None:
     if options.resume:
         print(json.dumps(plan_and_resume(build_config(json.loads(options.resume.read_text())))))
         return
-    runs = json.loads((RESULTS / "scaling.json").read_text())["runs"]
-    largest_run = max(runs, key=lambda run: run["sources"])
-    core_s_per_source = largest_run["cpus"] / largest_run["sources_per_s"]
+    scaling = json.loads((RESULTS / "scaling.json").read_text())
+    largest_run = max(scaling["runs"], key=lambda run: run["sources"])
+    core_s_per_source = scaling["cpus"] / largest_run["sources_per_s"]
     gb_per_source = largest_run["store_gb"] / largest_run["sources"]
     costs_by_size = {number: measure_plan(number) for number in MEASURED_SIZES}
     task = measure_task()

@@ -12,6 +12,7 @@ Results: benchmarks/results/scaling.{md,json}.
 
 import argparse
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -117,7 +118,7 @@ def main() -> None:
         f"\nRatio of the rates at {largest} and {smallest} sources: {rate[largest] / rate[smallest]:.2f}. "
         f"Measured times compared with a constant {1 / seconds_per_source:.2f} sources/s: {deviations}.\n"
     )
-    write_results("scaling", text, {"hardware": machine, "runs": runs})
+    write_results("scaling", text, {"hardware": machine, "cpus": os.cpu_count(), "runs": runs})
 
 
 if __name__ == "__main__":

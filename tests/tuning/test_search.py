@@ -366,7 +366,7 @@ def test_trials_of_two_workers_that_need_every_cpu_run_one_after_the_other(make_
 def test_more_trials_run_when_a_node_joins_and_all_finish_when_it_leaves(make_search_config: MakeConfig) -> None:
     from ray.cluster_utils import Cluster
 
-    config = make_search_config(tune={**FULL_TRIALS, "num_trials": 4, "max_iter": 12})
+    config = make_search_config(tune={**FULL_TRIALS, "num_trials": 4, "max_iter": 16})
     # The test session's cluster uses the default port of the dashboard.
     head_args = {"num_cpus": 1, "include_dashboard": True, "dashboard_port": free_port()}
     cluster = Cluster(initialize_head=True, head_node_args=head_args)
@@ -375,12 +375,15 @@ def test_more_trials_run_when_a_node_joins_and_all_finish_when_it_leaves(make_se
         table = wait_for_table(config, lambda table: bool(len(table)) and table.iterations[0] >= 2, search)
         assert list(table.status) == ["running"]
         node = cluster.add_node(num_cpus=1)
-        wait_for_table(config, lambda table: sum((table.status == "running") & (table.iterations >= 2)) == 2, search)
+        wait_for_table(config, lambda table: len(table) > 1 and 2 <= table.iterations[1] < 16, search)
+        first, second = read_trials(config)[:2]
+        assert first.seconds is not None
+        assert second.start.began < first.start.began + first.seconds  # so it runs on the new node
         cluster.remove_node(node, allow_graceful=False)
         assert finish(search)["trials"] == 4
     finally:
         cluster.shutdown()
-    assert_all_finished(config, 4, 12)
+    assert_all_finished(config, 4, 16)
 
 
 @pytest.mark.slow
