@@ -9,6 +9,7 @@ import torch
 from detectron2.structures import Instances
 
 from kp_ray.config.types import DecodeMethod
+from kp_ray.errors import DivergedError
 from kp_ray.keypoints import CONTINUOUS_OFFSET, FloatArray, Skeleton
 
 EXPECTATION_RADIUS = 3
@@ -87,9 +88,15 @@ def detect_in_inputs(
         model: a model in evaluation mode.
         inputs: dataset dicts, as `to_dataset_dict` makes them for inference.
         decode: as in `read_instances`.
+
+    Raises:
+        DivergedError: heat maps are not finite, although the weights are.
     """
     with torch.inference_mode():
-        outputs = model(inputs)
+        try:
+            outputs = model(inputs)
+        except AssertionError as error:  # Detectron2 asserts that a peak equals its heat map's maximum; NaN does not
+            raise DivergedError("heat maps are no longer finite: train with a lower train.base_lr") from error
         return [read_instances(output["instances"], decode) for output in outputs]
 
 

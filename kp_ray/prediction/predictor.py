@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 
 from kp_ray.cluster.errors import error_row, raise_error_row
 from kp_ray.config.schema import Config
-from kp_ray.errors import KpRayError
+from kp_ray.errors import DivergedError, KpRayError
 from kp_ray.fingerprint import digest
 from kp_ray.keypoints import skeleton_for
 from kp_ray.models.decoding import Detection, detect_in_inputs, merge_views, mirror_detection
@@ -187,6 +187,9 @@ class Predictor:
         """Find the people in each BGR input, best first.
 
         Only inputs of the same size form a batch, because inputs of different sizes would be padded.
+
+        Raises:
+            DivergedError: the member's heat maps are not finite.
         """
         model, cfg = self.members[member]
         indices_by_shape: dict[tuple[int, ...], list[int]] = {}
@@ -197,7 +200,11 @@ class Predictor:
             batch = [inputs[i] for i in indices]
             if cfg.INPUT.FORMAT == "RGB":
                 batch = [{**model_input, "image": model_input["image"].flip(0)} for model_input in batch]
-            people |= zip(indices, detect_in_inputs(model, batch, self.config.predict.decode), strict=True)
+            try:
+                detections = detect_in_inputs(model, batch, self.config.predict.decode)
+            except DivergedError as error:
+                raise DivergedError(f"member {member}: {error}") from error
+            people |= zip(indices, detections, strict=True)
         return [people[i] for i in range(len(inputs))]
 
 

@@ -10,6 +10,7 @@ import torch
 from detectron2.utils import comm
 
 from kp_ray.ensemble.temporal import fill_missing
+from kp_ray.errors import DivergedError
 from kp_ray.keypoints import FloatArray, Skeleton
 from kp_ray.metrics import evaluate_keypoints
 from kp_ray.models.decoding import Detection, detect_in_inputs
@@ -49,20 +50,28 @@ def evaluate(model: torch.nn.Module, worker: Worker) -> dict[str, float]:
 
     Returns:
         Metrics by name, PCK@a as `pck_<a>`, without metrics per keypoint or camera; empty without validation rows.
+
+    Raises:
+        DivergedError: a worker's heat maps are not finite; every worker raises it.
     """
     if worker.world_size > 1:
         for buffer in model.buffers():
             torch.distributed.broadcast(buffer, src=0)
     model.eval()
-    shards = comm.all_gather(_evaluate_shard(model, worker))
-    rows = sorted(itertools.chain(*shards), key=lambda row: row.source)
+    rows: list[_EvaluatedRow] = []
+    for shard in comm.all_gather(_evaluate_shard(model, worker)):
+        if isinstance(shard, DivergedError):
+            raise shard
+        rows.extend(shard)
+    rows.sort(key=lambda row: row.source)
     return _compute_metrics(rows, worker.skeleton, worker.config.predict.score_threshold) if rows else {}
 
 
-def _evaluate_shard(model: torch.nn.Module, worker: Worker) -> list[_EvaluatedRow]:
+def _evaluate_shard(model: torch.nn.Module, worker: Worker) -> list[_EvaluatedRow] | DivergedError:
     """Detect people in this worker's shard of the validation rows, and read no other rows.
 
     A shard consists of whole batches, so that the batches and the metrics are the same for any number of workers.
+    The error of heat maps that are not finite is returned, because the other workers wait for this one.
     """
     fold = check_held_out_fold(worker.config, worker.member.name)
     references = list_rows(worker.config.path("store"), split="val", fold=fold)
@@ -77,7 +86,11 @@ def _evaluate_shard(model: torch.nn.Module, worker: Worker) -> list[_EvaluatedRo
     evaluated_rows, decode = [], worker.config.predict.decode
     numbered_batches = zip(batches[start:end], itertools.count())
     for rows, inputs in read_ahead(load, numbered_batches, worker.config.train.num_prefetch_threads):
-        for row, detections in zip(rows, detect_in_inputs(model, inputs, decode), strict=True):
+        try:
+            detections_by_row = detect_in_inputs(model, inputs, decode)
+        except DivergedError as error:
+            return error
+        for row, detections in zip(rows, detections_by_row, strict=True):
             truth = np.array(row["keypoints"], dtype=np.float64).reshape(-1, 3)
             detection = detections[0] if detections else None
             evaluated_rows.append(

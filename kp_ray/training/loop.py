@@ -72,7 +72,10 @@ def _train(worker: Worker) -> TrainingResult | KpRayError:
     for worker_error in comm.all_gather(error):
         if worker_error is not None:
             return worker_error
-    metrics = _run_iterations(worker, state, num_done)
+    try:
+        metrics = _run_iterations(worker, state, num_done)
+    except DivergedError as diverged:  # every worker raises it
+        metrics = diverged
     if isinstance(metrics, DivergedError):
         if worker.is_first:
             wait_for_checkpoints()  # their uploads read from `worker.temp_dir`

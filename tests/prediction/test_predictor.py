@@ -14,7 +14,7 @@ import torch
 
 from kp_ray.config.schema import Config
 from kp_ray.config.types import DecodeMethod
-from kp_ray.errors import ModelError
+from kp_ray.errors import DivergedError, ModelError
 from kp_ray.images import decode
 from kp_ray.keypoints import DACON24
 from kp_ray.models.decoding import mirror_detection
@@ -176,6 +176,16 @@ def test_if_a_member_cannot_be_loaded_every_batch_returns_the_error(
     assert result.num_images == 0
     with pytest.raises(ModelError, match="untrained"):
         result.raise_if_failed()
+
+
+def test_a_member_whose_heat_maps_overflow_is_named(run_with_members: Config, link_members: LinkMembers) -> None:
+    predictor = make_predictor(link_members(fallback_threshold=0.0))
+    with torch.no_grad():
+        for parameter in predictor.members["a"][0].roi_heads.keypoint_head.parameters():
+            parameter.mul_(1e15)
+    (values,) = predictor(decode_files(predictor, first_image(run_with_members))).to_pylist()
+    with pytest.raises(DivergedError, match=r"^member a: heat maps are no longer finite: "):
+        BatchResult(**values).raise_if_failed()
 
 
 def test_mixed_precision_does_not_round_coordinates(run_with_members: Config) -> None:

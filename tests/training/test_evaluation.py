@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from kp_ray.config.schema import Config
 from kp_ray.ensemble.temporal import fill_missing
+from kp_ray.errors import DivergedError
 from kp_ray.keypoints import DACON24
 from kp_ray.metrics import evaluate_keypoints
 from kp_ray.models.presets import build_cfg, build_model
@@ -18,6 +20,38 @@ from tests.helpers.data import tiny_config
 from tests.helpers.detections import detect_people
 from tests.helpers.stores import write_small_store
 from tests.helpers.training import TrainedMember
+
+
+def make_worker(config: Config, rank: int = 0, world_size: int = 1) -> Worker:
+    """Make a worker on a CPU that reads the config's store and writes nothing."""
+    return Worker(
+        config=config,
+        member=config.train.members[0],
+        folder="",
+        skeleton=DACON24,
+        cfg=build_cfg(config, DACON24, "cpu"),
+        rank=rank,
+        world_size=world_size,
+        local_rank=rank,
+        device=torch.device("cpu"),
+        precision="fp32",
+        temp_dir=Path(config.run_dir),
+        locate_part=str,
+    )
+
+
+def test_heat_maps_that_overflow_end_an_evaluation_as_divergence(tmp_path: Path) -> None:
+    write_small_store(tmp_path / "store")
+    config = tiny_config({}, tmp_path)
+    worker = make_worker(config)
+    torch.manual_seed(0)
+    model = build_model(worker.cfg).eval()
+    with torch.no_grad():
+        for parameter in model.roi_heads.keypoint_head.parameters():
+            parameter.mul_(1e12)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    with pytest.raises(DivergedError, match=r"^heat maps are no longer finite: train with a lower train\.base_lr$"):
+        evaluation.evaluate(model, worker)
 
 
 def test_workers_read_disjoint_rows_and_detect_the_same_as_one_worker(
@@ -44,21 +78,9 @@ def test_workers_read_disjoint_rows_and_detect_the_same_as_one_worker(
         reads.clear()
         rows = []
         for rank in range(world_size):
-            worker = Worker(
-                config=config,
-                member=config.train.members[0],
-                folder="",
-                skeleton=DACON24,
-                cfg=cfg,
-                rank=rank,
-                world_size=world_size,
-                local_rank=rank,
-                device=torch.device("cpu"),
-                precision="fp32",
-                temp_dir=tmp_path,
-                locate_part=str,
-            )
-            rows += evaluation._evaluate_shard(model, worker)
+            shard = evaluation._evaluate_shard(model, make_worker(config, rank, world_size))
+            assert isinstance(shard, list)
+            rows += shard
         assert sorted(reads) == sorted(references)  # every row once
         return [(row.source, str(row.detection and [array.tobytes() for array in row.detection[1:]])) for row in rows]
 
