@@ -44,7 +44,7 @@ class ClusterError(KpRayError):
 
 
 class DivergedError(KpRayError):
-    """A training run's loss or weights are no longer finite; a retry with the same settings would fail too."""
+    """A model's loss, weights or heat maps are no longer finite; a retry with the same settings would fail too."""
 
 
 class StoppedError(KpRayError):

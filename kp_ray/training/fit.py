@@ -75,7 +75,7 @@ def fit_member(
 
     Raises:
         ConfigError: see `check_train_precision`.
-        DivergedError: a loss or the weights are no longer finite.
+        DivergedError: a loss, the weights or heat maps are no longer finite.
         ModelError: the starting weights cannot be used.
         StorageError: a part of the store, or Ray's record of the checkpoints, is missing or damaged.
         StoppedError: workers were lost or failed more than `train.max_failures` times.

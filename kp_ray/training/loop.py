@@ -75,22 +75,23 @@ def _train(worker: Worker) -> TrainingResult | KpRayError:
     try:
         metrics = _run_iterations(worker, state, num_done)
     except DivergedError as diverged:  # every worker raises it
-        metrics = diverged
-    if isinstance(metrics, DivergedError):
         if worker.is_first:
             wait_for_checkpoints()  # their uploads read from `worker.temp_dir`
-        return metrics
+        return diverged
     publish_member(state, worker)
     return TrainingResult(
         worker.cfg.SOLVER.MAX_ITER, num_done, loaded_weights.random_tensors, loaded_weights.head, metrics
     )
 
 
-def _run_iterations(worker: Worker, state: TrainState, start: int) -> dict[str, float] | DivergedError:
+def _run_iterations(worker: Worker, state: TrainState, start: int) -> dict[str, float]:
     """Train from iteration `start` to the last one.
 
     Returns:
-        The metrics of the last evaluation, or the error if a loss or the weights are no longer finite.
+        The metrics of the last evaluation.
+
+    Raises:
+        DivergedError: a loss, the weights or heat maps are no longer finite; every worker raises it.
     """
     cfg, train = worker.cfg, worker.config.train
     metrics: dict[str, float] = {}
@@ -109,15 +110,13 @@ def _run_iterations(worker: Worker, state: TrainState, start: int) -> dict[str, 
             must_log = must_evaluate or num_done % train.log_period == 0
             if must_save or must_log or len(window.losses) == LOSS_CHECK_PERIOD:
                 values = window.close()
-                if isinstance(values, DivergedError):
-                    return values
                 if not saved_for_preemption and ray.train.get_preemption_info() is not None:
                     must_save = saved_for_preemption = True
                 if must_log:
                     storage.put_scalars(**values, lr=lr, workers=worker.world_size, smoothing_hint=False)
                 # Check the weights too, because an update after a finite loss can make them overflow.
                 if must_save and not state.is_finite():
-                    return _diverged_error("the weights are", iteration)
+                    raise _diverged_error("the weights are", iteration)
                 if must_evaluate:
                     metrics = evaluate(state.final_model, worker)
                     evaluation = {f"{EVALUATION_PREFIX}{name}": value for name, value in metrics.items()}
@@ -155,15 +154,18 @@ class _LossWindow:
         self.wait_s += time.perf_counter() - start_s
         return batch
 
-    def close(self) -> dict[str, float] | DivergedError:
-        """Return the losses of the latest iteration and the mean durations, or the error if a loss is not finite.
+    def close(self) -> dict[str, float]:
+        """Return the losses of the latest iteration and the mean durations.
 
         Every worker must call this; the losses are averaged over the workers.
+
+        Raises:
+            DivergedError: a loss is not finite; every worker raises it.
         """
         losses = average_losses(self.losses, self.worker.world_size)
         for iteration, means in enumerate(losses, start=self.start):
             if not math.isfinite(means["total_loss"]):
-                return _diverged_error("the loss is", iteration)
+                raise _diverged_error("the loss is", iteration)
         count = len(self.losses)
         return {**losses[-1], "data_time": self.wait_s / count, "time": (time.perf_counter() - self.start_s) / count}
 
