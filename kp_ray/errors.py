@@ -61,6 +61,11 @@ def describe_error(error: BaseException) -> str:
     return one_line(error) or type(error).__name__
 
 
+def describe_unknown_error(error: BaseException) -> str:
+    """Return an error's class and message as one line, e.g. "ValueError: text"; without a message the class alone."""
+    return one_line(f"{type(error).__name__}: {error}").removesuffix(":")
+
+
 def shorten(message: object, max_chars: int = MAX_MESSAGE_CHARS) -> str:
     """Reduce a message to one line of about `max_chars` characters: " ... " replaces the middle of a longer line."""
     line = one_line(message)

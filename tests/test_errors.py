@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from kp_ray import errors
-from kp_ray.errors import MAX_MESSAGE_CHARS, KpRayError, one_line, shorten
+from kp_ray.errors import MAX_MESSAGE_CHARS, KpRayError, describe_unknown_error, one_line, shorten
 
 CLASSES = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, KpRayError)]
 
@@ -22,6 +22,11 @@ def test_an_error_is_one_line_and_keeps_its_class_when_pickled(error_class: type
 def test_runs_of_white_space_become_one_blank() -> None:
     assert one_line(" a\r\n\tb  c ") == "a b c"
     assert one_line(ValueError("a\nb")) == "a b"
+
+
+def test_an_unknown_error_is_described_by_its_class_and_its_message_if_any() -> None:
+    assert describe_unknown_error(ValueError("a\nb")) == "ValueError: a b"
+    assert describe_unknown_error(AssertionError()) == "AssertionError"
 
 
 def test_a_short_message_is_printed_unchanged() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from kp_ray.errors import ConfigError, DataError, one_line
+from kp_ray.errors import ConfigError, DataError, describe_unknown_error
 from kp_ray.images import Image
 from kp_ray.keypoints import FloatArray, apply_affine
 
@@ -43,7 +43,7 @@ def validate_pipeline(name: str, pipeline: Mapping[str, Any]) -> str:
             loaded_pipeline = A.from_dict(json.loads(serialised))
             _require_same_arguments(json.loads(serialised), A.to_dict(loaded_pipeline))
     except Exception as error:  # Albumentations raises errors of many classes for wrong values
-        reason = one_line(f"{type(error).__name__}: {error}")
+        reason = describe_unknown_error(error)
         raise ConfigError(
             f"{key}: Albumentations cannot load this pipeline ({reason}): save it with albumentations.to_dict"
         ) from error
@@ -111,7 +111,7 @@ def run_user_pipeline(
         result = image_pipeline(image=rgb)["image"]
         moved_points = points_pipeline(image=rgb, keypoints=points)["keypoints"]
     except Exception as error:  # a step can raise errors of any class, e.g. if a crop is larger than the image
-        raise DataError(f"the user recipe fails on this image: {type(error).__name__}: {error}") from error
+        raise DataError(f"the user recipe fails on this image: {describe_unknown_error(error)}") from error
     if len(moved_points) != len(points) or result.dtype != np.uint8 or result.ndim != 3:
         raise DataError("the user recipe must keep every keypoint and return an 8-bit color image")
     moved_keypoints = keypoints.copy()

@@ -6,7 +6,7 @@ from typing import Any
 import ray
 
 from kp_ray import errors
-from kp_ray.errors import KpRayError, shorten
+from kp_ray.errors import KpRayError, describe_unknown_error, shorten
 
 OUT_OF_MEMORY = "a node ran out of memory: lower cluster.num_cpus or start Ray with fewer CPUs per node"
 PROCESS_DIED = "a process or a node of Ray died (killed, out of memory or crashed): see Ray's log on its node"
@@ -33,7 +33,7 @@ def describe_ray_error(error: BaseException) -> str:
         return OUT_OF_MEMORY
     if isinstance(cause, _DEATH_ERRORS):
         return PROCESS_DIED
-    return shorten(f"{type(cause).__name__}: {cause}", 300)
+    return shorten(describe_unknown_error(cause), 300)
 
 
 def root_cause(error: BaseException) -> BaseException:

@@ -55,6 +55,7 @@ class FakeControllerError(Exception):
         (ActorDiedError(wrap(DISK_FULL)), str(DISK_FULL)),
         (wrap(ZeroDivisionError("division by zero")), "ZeroDivisionError: division by zero"),
         (wrap(ValueError("a\nb")), "ValueError: a b"),
+        (wrap(AssertionError()), "AssertionError"),
         (OutOfMemoryError("1 worker was killed due to the node running low on memory"), OUT_OF_MEMORY),
         (wrap(OutOfMemoryError("")), OUT_OF_MEMORY),
         (WorkerCrashedError(), PROCESS_DIED),
