@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measure import describe_members, hardware, kp_ray_command, median_and_range, write_results
+from measure import describe_members, hardware, kp_ray_command, median_and_range, trained_config, write_results
 
 from kp_ray.config.load import load_config
 from kp_ray.config.schema import Config
@@ -134,7 +134,7 @@ def main() -> None:
     scenes = len(set(predictions.scenes_cameras_frames[0]))
     text = (
         f"# Fusion on unseen scenes\n\n{machine}. {len(predictions.members)} members ({config.model.preset}, "
-        f"{describe_members(config)}), {num_images} images of {scenes} scenes that no member saw; "
+        f"{describe_members(trained_config(config))}), {num_images} images of {scenes} scenes that no member saw; "
         f"RMSE in px. In the last column one member misses {MISSED_SHARE:.0%} of the images: median "
         f"(smallest-largest) of {len(draws)} draws, {options.seeds} per member.\n\n"
         f"| | as found | {MISSED_SHARE:.0%} missed |\n|---|---|---|\n{rows}\n"

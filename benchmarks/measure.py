@@ -21,6 +21,7 @@ from kp_ray.config.presets import DEFAULT_RECIPES
 from kp_ray.config.schema import Config
 from kp_ray.keypoints import FloatArray
 from kp_ray.synthetic.dataset import make_sample
+from kp_ray.training.search_result import apply_result, read_member_search
 
 RESULTS = Path(__file__).with_name("results")
 DEMO_CONFIG = build_config({"preset": "demo"})
@@ -129,6 +130,12 @@ def run_kp_ray(verb: str, config: Path, *overrides: str) -> dict[str, Any]:
 def describe_training(config: Config) -> str:
     """Describe the settings of a run's training on which the scores depend most."""
     return f"{config.train.max_iter} iterations, base LR {config.train.base_lr:g}"
+
+
+def trained_config(config: Config) -> Config:
+    """Return the config with which a run's members were trained: with the result of the search, if they used one."""
+    search = read_member_search(config.member_dir(config.train.members[0].name))
+    return config if search is None else apply_result(config, search)
 
 
 def describe_members(config: Config) -> str:

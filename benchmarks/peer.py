@@ -20,7 +20,16 @@ import numpy as np
 import ray
 import torch
 import yaml
-from measure import create_environment, describe_members, hardware, kp_ray_command, run_json, run_script, write_results
+from measure import (
+    create_environment,
+    describe_members,
+    hardware,
+    kp_ray_command,
+    run_json,
+    run_script,
+    trained_config,
+    write_results,
+)
 
 from kp_ray.config.load import load_run_config
 from kp_ray.config.schema import Config
@@ -146,7 +155,7 @@ def main() -> None:
         "hardware": hardware(ray),
         "versions": versions,
         "settings": SETTINGS,
-        "members": describe_members(config),
+        "members": describe_members(trained_config(config)),
     }
     write_results("peer", describe(result, conditions), {**conditions, **result})
 

@@ -39,7 +39,7 @@ import psutil
 import pyarrow as pa
 import ray
 import torch
-from measure import describe_members, hardware, kp_ray_command, median_and_range, write_results
+from measure import describe_members, hardware, kp_ray_command, median_and_range, trained_config, write_results
 
 from kp_ray.cluster.session import session
 from kp_ray.cluster.tasks import ray_data_settings
@@ -322,7 +322,7 @@ def main() -> None:
             },
         }
     data["hardware"] = hardware(torch, detectron2, ray, cv2)
-    settings = f"{config.model.preset}, {describe_members(config)}"
+    settings = f"{config.model.preset}, {describe_members(trained_config(config))}"
     description = f"{len(members)} members ({settings}), {options.images} images of 1920x1080"
     write_results("predict", build_tables(data, description, options.images, options.repeats), data)
 
