@@ -6,9 +6,10 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from argparse import ArgumentParser
-from collections.abc import Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,47 @@ def write_results(name: str, text: str, data: dict[str, Any]) -> None:
     (RESULTS / f"{name}.md").write_text(text)
     (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
     print(text)
+
+
+def add_seed_option(parser: ArgumentParser) -> None:
+    """Add the option `--seeds SEED ...` for `measure_seeds`."""
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[1, 2, 3], help="the page keeps other seeds of the same conditions"
+    )
+
+
+def describe_options(options: Namespace) -> str:
+    """Describe the options that are set, but the seeds, on one line."""
+    return ", ".join(f"{key} {value}" for key, value in vars(options).items() if value and key != "seeds")
+
+
+def measure_seeds(
+    name: str,
+    seeds: Sequence[int],
+    conditions: dict[str, str],
+    measure_seed: Callable[[Path, int], dict[str, Any]],
+    describe: Callable[[list[dict[str, Any]], dict[str, str]], str],
+) -> None:
+    """Measure seeds one after another, and write the result page `name` after each, because a seed can take an hour.
+
+    Seeds that an earlier command measured under the same conditions stay on the page.
+
+    Args:
+        name: name of the page's files.
+        seeds: the seeds to measure.
+        conditions: hardware and settings, part of the results.
+        measure_seed: gets an empty folder and a seed; returns values that JSON can hold, `seed` among them.
+        describe: gets the results of all seeds and the conditions; returns the page in Markdown.
+    """
+    path = RESULTS / f"{name}.json"
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    is_same = all(earlier.get(key) == value for key, value in conditions.items())
+    result_by_seed = {result["seed"]: result for result in earlier["results"]} if is_same else {}
+    for seed in seeds:
+        with tempfile.TemporaryDirectory() as folder:
+            result_by_seed[seed] = measure_seed(Path(folder), seed)
+        results = [result_by_seed[seed] for seed in sorted(result_by_seed)]
+        write_results(name, describe(results, conditions), {**conditions, "results": results})
 
 
 def make_sources(folder: Path, num_sources: int, num_distinct: int = 400) -> Path:

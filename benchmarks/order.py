@@ -1,6 +1,6 @@
 """Train the demo's members with the preset's own settings and with those that a search finds; compare the ensembles.
 
-    python benchmarks/order.py --seeds 3
+    python benchmarks/order.py --seeds 1 2 3
 
 Each seed has its own people, split and member seeds. `kp-ray tune` searches with the settings of the preset `demo`. The
 members are trained twice, in two run folders: with `train.tuned: false`, and with the result of the search. Both
@@ -10,7 +10,7 @@ same, so the members are trained once. Results: benchmarks/results/order.{md,jso
 
 import argparse
 import shutil
-import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ from measure import (
     DEMO_CONFIG,
     TimedRuns,
     add_override_option,
+    add_seed_option,
     describe_members,
+    describe_options,
     hardware,
+    measure_seeds,
     median_and_range,
-    write_results,
 )
 
 from kp_ray.synthetic.dataset import make_sample
@@ -80,7 +82,7 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[s
     return {**result, "trials": trials.to_dict("records"), "seconds": runs.seconds}
 
 
-def describe(results: list[dict[str, Any]], conditions: dict[str, Any]) -> str:
+def describe(results: list[dict[str, Any]], conditions: dict[str, str]) -> str:
     """Compose the result page in Markdown: the outcome first, then each search."""
     text = (
         f"# Members trained with the preset's own setting and with what its search found\n\n{conditions['hardware']}. "
@@ -115,9 +117,9 @@ def describe(results: list[dict[str, Any]], conditions: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure every seed, and write the result page."""
+    """Measure the seeds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
+    add_seed_option(parser)
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--test-images", type=int, default=40)
     parser.add_argument("--fraction", type=float, default=0.1, help="share of the scenes for validation")
@@ -127,16 +129,12 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", help="recipes to store, including the preset's four (default: all)")
     add_override_option(parser)
     options = parser.parse_args()
-    results = []
-    for seed in range(1, options.seeds + 1):
-        with tempfile.TemporaryDirectory() as name:
-            results.append(measure_seed(Path(name), seed, options))
     conditions = {
         "hardware": hardware(ray, torch, optuna),
-        "options": ", ".join(f"{key} {value}" for key, value in vars(options).items() if value is not None),
+        "options": describe_options(options),
         "members": describe_members(DEMO_CONFIG),
     }
-    write_results("order", describe(results, conditions), {**conditions, "results": results})
+    measure_seeds("order", options.seeds, conditions, partial(measure_seed, options=options), describe)
 
 
 if __name__ == "__main__":

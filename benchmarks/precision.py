@@ -1,6 +1,6 @@
 """Train the demo's members with 32-bit and with 16-bit backbones: do they learn the same, and how fast?
 
-    python benchmarks/precision.py --seeds 3
+    python benchmarks/precision.py --seeds 1 2 3
 
 Each seed has its own people, split and weights. A member of the preset `demo` is trained alone, with every precision
 from the same store, and scored on the validation scenes. Results: benchmarks/results/precision.{md,json}.
@@ -8,14 +8,24 @@ from the same store, and scored on the validation scenes. Results: benchmarks/re
 
 import argparse
 import statistics
-import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 import yaml
-from measure import DEMO_CONFIG, describe_training, hardware, median_and_range, run_kp_ray, write_results
+from measure import (
+    DEMO_CONFIG,
+    add_override_option,
+    add_seed_option,
+    describe_options,
+    describe_training,
+    hardware,
+    measure_seeds,
+    median_and_range,
+    run_kp_ray,
+)
 
 from kp_ray.synthetic.dataset import make_sample
 from kp_ray.training.logs import read_training_log
@@ -23,8 +33,8 @@ from kp_ray.training.logs import read_training_log
 PRECISIONS = ("fp32", "bf16")
 
 
-def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Return the validation metrics and the seconds per iteration by precision."""
+def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the seed, and the validation metrics and the seconds per iteration by precision."""
     sample = make_sample(str(folder / "data"), num_images=options.images, num_test=1, seed=seed)
     values = {
         "preset": "demo",
@@ -39,7 +49,7 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[s
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(values))
     run_kp_ray("augment", config)
-    results = {}
+    result: dict[str, Any] = {"seed": seed}
     for precision in PRECISIONS:
         run_dir = folder / precision
         run_dir.mkdir()
@@ -48,22 +58,23 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[s
         entries = list(read_training_log(str(run_dir / "members" / "a")))
         seconds = statistics.median(entry.values["time"] for entry in entries)
         last = {key.removeprefix("val/"): value for key, value in entries[-1].values.items()}
-        results[precision] = {**last, "seconds_per_iteration": seconds}
-        print(seed, precision, results[precision], flush=True)
-    return results
+        result[precision] = {**last, "seconds_per_iteration": seconds}
+        print(seed, precision, result[precision], flush=True)
+    return result
 
 
-def describe(results: dict[int, dict[str, dict[str, float]]], conditions: dict[str, Any]) -> str:
+def describe(results: list[dict[str, Any]], conditions: dict[str, str]) -> str:
     """Compose the result page in Markdown."""
     text = (
         f"# Training with 16-bit numbers\n\n{conditions['hardware']}. {conditions['options']}. A member of the preset "
-        f"`demo` per seed ({conditions['members']}), trained alone; metrics on the validation scenes: median "
-        "(smallest-largest) over the seeds.\n\n"
+        f"`demo` for each of the seeds {', '.join(str(result['seed']) for result in results)} "
+        f"({conditions['members']}), trained alone; metrics on the validation scenes: median (smallest-largest) over "
+        "the seeds.\n\n"
         "| precision | RMSE px | RMSE px per seed | median px | PCK@0.05 | last loss | s per iteration |\n"
         "|---|---|---|---|---|---|---|\n"
     )
     for precision in PRECISIONS:
-        rows = [result[precision] for result in results.values()]
+        rows = [result[precision] for result in results]
         names = ("rmse", "median_px", "pck_0.05", "total_loss", "seconds_per_iteration")
         rmse, median_px, pck, loss, seconds = ([row[name] for row in rows] for name in names)
         per_seed = ", ".join(f"{value:.1f}" for value in rmse)
@@ -75,24 +86,18 @@ def describe(results: dict[int, dict[str, dict[str, float]]], conditions: dict[s
 
 
 def main() -> None:
-    """Measure every seed, and write the result page."""
+    """Measure the seeds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
+    add_seed_option(parser)
     parser.add_argument("--images", type=int, default=200)
-    parser.add_argument(
-        "--set", nargs="+", default=[], dest="overrides", metavar="KEY=VALUE", help="settings for every training"
-    )
+    add_override_option(parser)
     options = parser.parse_args()
-    results = {}
-    for seed in range(1, options.seeds + 1):
-        with tempfile.TemporaryDirectory() as name:
-            results[seed] = measure_seed(Path(name), seed, options)
     conditions = {
         "hardware": hardware(ray, torch),
-        "options": ", ".join(f"{key} {value}" for key, value in vars(options).items() if value),
+        "options": describe_options(options),
         "members": describe_training(DEMO_CONFIG),
     }
-    write_results("precision", describe(results, conditions), {**conditions, "results": results})
+    measure_seeds("precision", options.seeds, conditions, partial(measure_seed, options=options), describe)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Compare learning rates in short and in full trials: does a short search choose the rate that is best at full length?
 
-    python benchmarks/short_trials.py --seeds 3
+    python benchmarks/short_trials.py --seeds 1 2 3
 
 For every seed `kp-ray tune`, without early stopping, trains one trial for each of four learning rates of the preset
 `demo`: first for a quarter of the preset's iterations, then for all of them, on the same store.
@@ -8,7 +8,7 @@ Results: benchmarks/results/short_trials.{md,json}.
 """
 
 import argparse
-import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pandas as pd
 import ray
 import torch
 import yaml
-from measure import DEMO_CONFIG, hardware, run_kp_ray, write_results
+from measure import DEMO_CONFIG, add_seed_option, describe_options, hardware, measure_seeds, run_kp_ray
 
 from kp_ray.synthetic.dataset import make_sample
 
@@ -26,8 +26,8 @@ BASE_LRS = (0.001, 0.0015, 0.003, 0.006)
 """The published rate, which every search tries, and rates around the own rate of the preset `demo`."""
 
 
-def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[int, dict[str, float]]:
-    """Return the validation RMSE in pixels by trial length and learning rate."""
+def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the seed, and the validation RMSE in pixels by trial length and learning rate."""
     sample = make_sample(str(folder / "data"), num_images=options.images, num_test=1, seed=seed)
     warmup = DEMO_CONFIG.train.warmup_iters / FULL_LENGTH
     values = {
@@ -49,7 +49,7 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[i
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(values))
     print(run_kp_ray("augment", config), flush=True)
-    rmse: dict[int, dict[str, float]] = {}
+    rmse: dict[str, dict[str, float]] = {}
     for length in LENGTHS:
         run_dir = folder / f"length{length}"
         run_dir.mkdir()
@@ -58,12 +58,12 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[i
         trials = pd.read_csv(run_dir / "tune" / "trials.csv")
         if len(trials) != len(BASE_LRS) or trials.rmse.isna().any():
             raise SystemExit(f"a trial failed: {trials}")
-        rmse[length] = {f"{base_lr:g}": value for base_lr, value in zip(trials.base_lr, trials.rmse, strict=True)}
-        print(seed, length, rmse[length], flush=True)
-    return rmse
+        rmse[str(length)] = {f"{base_lr:g}": value for base_lr, value in zip(trials.base_lr, trials.rmse, strict=True)}
+        print(seed, length, rmse[str(length)], flush=True)
+    return {"seed": seed, "rmse": rmse}
 
 
-def describe(results: dict[int, dict[int, dict[str, float]]], conditions: dict[str, Any]) -> str:
+def describe(results: list[dict[str, Any]], conditions: dict[str, str]) -> str:
     """Compose the result page in Markdown."""
     text = (
         f"# Learning rates in short and in full trials\n\n{conditions['hardware']}. {conditions['options']}. Preset "
@@ -71,27 +71,24 @@ def describe(results: dict[int, dict[int, dict[str, float]]], conditions: dict[s
         f"| seed | iterations | {' | '.join(f'base LR {base_lr:g}' for base_lr in BASE_LRS)} |\n"
         f"|---|---|{'---|' * len(BASE_LRS)}\n"
     )
-    for seed, rmse in results.items():
+    for result in results:
         for length in LENGTHS:
-            lowest = min(rmse[length].values())
-            cells = [rmse[length][f"{base_lr:g}"] for base_lr in BASE_LRS]
+            rmse = result["rmse"][str(length)]
+            lowest = min(rmse.values())
+            cells = [rmse[f"{base_lr:g}"] for base_lr in BASE_LRS]
             bold_cells = [f"**{value:.1f}**" if value == lowest else f"{value:.1f}" for value in cells]
-            text += f"| {seed} | {length} | {' | '.join(bold_cells)} |\n"
+            text += f"| {result['seed']} | {length} | {' | '.join(bold_cells)} |\n"
     return text
 
 
 def main() -> None:
-    """Measure every seed, and write the result page."""
+    """Measure the seeds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
+    add_seed_option(parser)
     parser.add_argument("--images", type=int, default=400)
     options = parser.parse_args()
-    results = {}
-    for seed in range(1, options.seeds + 1):
-        with tempfile.TemporaryDirectory() as name:
-            results[seed] = measure_seed(Path(name), seed, options)
-    conditions = {"hardware": hardware(ray, torch), "options": f"seeds {options.seeds}, images {options.images}"}
-    write_results("short_trials", describe(results, conditions), {**conditions, "results": results})
+    conditions = {"hardware": hardware(ray, torch), "options": describe_options(options)}
+    measure_seeds("short_trials", options.seeds, conditions, partial(measure_seed, options=options), describe)
 
 
 if __name__ == "__main__":

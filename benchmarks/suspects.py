@@ -1,6 +1,6 @@
 """Spoil labels; measure how early `kp-ray suspects` lists them, and how much they raise the error of members.
 
-    python benchmarks/suspects.py --seeds 3
+    python benchmarks/suspects.py --seeds 1 2 3
 
 Each seed generates people and spoils 3 % of the rows in five ways. `kp-ray suspects` ranks the images by predictions of
 members that never saw their scene. The same images are also ranked by the number of `check`'s findings, by `suspects`
@@ -11,11 +11,10 @@ Results: benchmarks/results/suspects.{md,json}.
 """
 
 import argparse
-import json
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,15 @@ import numpy as np
 import ray
 import torch
 import yaml
-from measure import DEMO_CONFIG, RESULTS, TimedRuns, add_override_option, hardware, write_results
+from measure import (
+    DEMO_CONFIG,
+    TimedRuns,
+    add_override_option,
+    add_seed_option,
+    describe_options,
+    hardware,
+    measure_seeds,
+)
 
 from kp_ray.checks.labels import check_labels
 from kp_ray.config.load import load_config
@@ -198,7 +205,7 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[s
     return {**result, "seconds": runs.seconds}
 
 
-def describe(results: list[dict[str, Any]], conditions: dict[str, Any]) -> str:
+def describe(results: list[dict[str, Any]], conditions: dict[str, str]) -> str:
     """Compose the result page in Markdown."""
     text = (
         f"# Spoiled labels among generated people\n\n{conditions['hardware']}. {conditions['options']}. "
@@ -221,13 +228,9 @@ def describe(results: list[dict[str, Any]], conditions: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure every seed; write the result page after each, because a seed takes up to an hour.
-
-    Seeds that an earlier command measured on the same hardware with the same options stay on the page.
-    """
+    """Measure the seeds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=1)
+    add_seed_option(parser)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--test-images", type=int, default=100)
     parser.add_argument("--width", type=int, default=960, help="width of the images in pixels")
@@ -235,20 +238,11 @@ def main() -> None:
     parser.add_argument("--train", action="store_true", help="also train on corrected and on clean labels")
     add_override_option(parser)
     options = parser.parse_args()
-    settings = {key: value for key, value in vars(options).items() if key not in ("seeds", "first_seed")}
-    settings["base_lr"] = DEMO_CONFIG.train.base_lr  # so that seeds of another rate leave the page
     conditions = {
         "hardware": hardware(ray, torch),
-        "options": ", ".join(f"{key} {value}" for key, value in settings.items()),
+        "options": f"{describe_options(options)}, base_lr {DEMO_CONFIG.train.base_lr:g}",
     }
-    earlier = json.loads((RESULTS / "suspects.json").read_text())
-    is_same = all(earlier[key] == value for key, value in conditions.items())
-    result_by_seed = {result["seed"]: result for result in earlier["results"]} if is_same else {}
-    for seed in range(options.first_seed, options.first_seed + options.seeds):
-        with tempfile.TemporaryDirectory() as name:
-            result_by_seed[seed] = measure_seed(Path(name), seed, options)
-        results = [result_by_seed[seed] for seed in sorted(result_by_seed)]
-        write_results("suspects", describe(results, conditions), {**conditions, "results": results})
+    measure_seeds("suspects", options.seeds, conditions, partial(measure_seed, options=options), describe)
 
 
 if __name__ == "__main__":
