@@ -16,7 +16,15 @@ import pandas as pd
 import ray
 import torch
 import yaml
-from measure import DEMO_CONFIG, add_seed_option, describe_options, hardware, measure_seeds, run_kp_ray
+from measure import (
+    DEMO_CONFIG,
+    add_seed_option,
+    describe_options,
+    describe_training,
+    hardware,
+    measure_seeds,
+    run_kp_ray,
+)
 
 from kp_ray.synthetic.dataset import make_sample
 
@@ -67,7 +75,8 @@ def describe(results: list[dict[str, Any]], conditions: dict[str, str]) -> str:
     """Compose the result page in Markdown."""
     text = (
         f"# Learning rates in short and in full trials\n\n{conditions['hardware']}. {conditions['options']}. Preset "
-        "`demo` on generated people; RMSE px on the validation scenes, the lowest of a row in bold.\n\n"
+        f"`demo` ({conditions['members']}) on generated people; RMSE px on the validation scenes, the lowest of a row "
+        "in bold.\n\n"
         f"| seed | iterations | {' | '.join(f'base LR {base_lr:g}' for base_lr in BASE_LRS)} |\n"
         f"|---|---|{'---|' * len(BASE_LRS)}\n"
     )
@@ -87,7 +96,11 @@ def main() -> None:
     add_seed_option(parser)
     parser.add_argument("--images", type=int, default=400)
     options = parser.parse_args()
-    conditions = {"hardware": hardware(ray, torch), "options": describe_options(options)}
+    conditions = {
+        "hardware": hardware(ray, torch),
+        "options": describe_options(options),
+        "members": describe_training(DEMO_CONFIG),
+    }
     measure_seeds("short_trials", options.seeds, conditions, partial(measure_seed, options=options), describe)
 
 
