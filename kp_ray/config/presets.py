@@ -44,7 +44,7 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
             "ims_per_batch": 2,
             "eval_period": 5000,
             "use_gpu": True,  # the published solution ran on one GPU
-            "precision": "fp32",  # 32-bit numbers, Detectron2's default, which the script keeps; `auto` is faster
+            "precision": "fp32",  # 32-bit numbers, Detectron2's default, which the script keeps
             "deterministic": False,  # the published scripts set no cudnn flag
         },
         "tune": {"num_trials": 0},  # no search: the authors of the solution changed the learning rate by hand

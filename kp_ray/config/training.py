@@ -88,7 +88,7 @@ class TrainConfig(Section):
     the other parts from object storage. null: half of the free disk space."""
     precision: PrecisionSetting = "auto"
     """Number format of the model's backbone; auto: bf16 on GPUs, or fp16 on GPUs older than Ampere, and fp32 on CPUs.
-    `fp32` also turns TF32 off."""
+    With `fp32`, only convolutions may use TF32, which is torch's default."""
     recipes: tuple[str, ...] | None = None
     """Stored recipes to train on; null: all."""
     tuned: bool = True

@@ -27,13 +27,19 @@ def resolve_precision(setting: PrecisionSetting, device: str) -> Precision:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
-def set_tf32(enabled: bool) -> None:
-    """Allow or forbid TF32 in the matrix products and convolutions of this process on GPUs from Ampere on.
+def set_tf32(precision: Precision, *, deterministic: bool) -> None:
+    """Allow or forbid TF32, which keeps 10 bits of the mantissa of 32-bit numbers, in this process.
 
-    TF32 keeps 10 bits of the mantissa of 32-bit numbers; torch allows it by default in convolutions only.
+    It exists on GPUs from Ampere on. "fp32" allows it in convolutions only, which is torch's default and so what
+    Detectron2's own programs do; without it an iteration of X-101 takes 2.4 times as long on an H100
+    (benchmarks/results/gpu.md). The 16-bit precisions allow it in matrix products too.
+
+    Args:
+        precision: precision of the model's backbone.
+        deterministic: forbid TF32.
     """
-    torch.set_float32_matmul_precision("high" if enabled else "highest")
-    torch.backends.cudnn.allow_tf32 = enabled
+    torch.set_float32_matmul_precision("highest" if precision == "fp32" or deterministic else "high")
+    torch.backends.cudnn.allow_tf32 = not deterministic
 
 
 def set_precision(model: torch.nn.Module, device: str, precision: Precision) -> None:

@@ -93,7 +93,7 @@ class Predictor:
             check_precision(self.config, has_gpu=device == "cuda")
             precision = resolve_precision(section.precision, device)
             if device == "cuda":
-                set_tf32(precision != "fp32")
+                set_tf32(precision, deterministic=False)
             self.device_and_precision = f"{device}, {precision}"
             for name, member_folder in members.items():
                 model, cfg = load_member(member_folder, device, keypoint_names)

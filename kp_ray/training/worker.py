@@ -95,7 +95,7 @@ def create_worker(
     cfg = scale_cfg(build_cfg(config, skeleton, device.type), world_size)
     precision = resolve_precision(config.train.precision, device.type)
     if device.type == "cuda":
-        set_tf32(precision != "fp32" and not config.train.deterministic)
+        set_tf32(precision, deterministic=config.train.deterministic)
     set_torch_options(cfg, deterministic=config.train.deterministic)
     return Worker(
         config=config,

@@ -8,7 +8,7 @@ import torch
 from kp_ray.config.load import build_config
 from kp_ray.errors import ConfigError
 from kp_ray.keypoints import DACON24
-from kp_ray.models.precision import resolve_precision, set_precision, set_tf32
+from kp_ray.models.precision import Precision, resolve_precision, set_precision, set_tf32
 from kp_ray.models.presets import build_cfg, build_model
 from kp_ray.prediction.settings import check_precision
 
@@ -22,16 +22,19 @@ def test_on_cpus_auto_is_fp32_and_predictions_refuse_fp16() -> None:
         check_precision(config, has_gpu=False)
 
 
-def test_tf32_is_allowed_in_products_and_convolutions_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fp32_allows_tf32_as_torch_does_and_determinism_forbids_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)  # restored after the test
     original_precision = torch.get_float32_matmul_precision()
+    torch_defaults = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+    settings = []
     try:
-        for enabled, precision in ((True, "high"), (False, "highest")):
-            set_tf32(enabled)
-            assert torch.get_float32_matmul_precision() == precision
-            assert torch.backends.cudnn.allow_tf32 == enabled
+        cases: list[tuple[Precision, bool]] = [("fp32", False), ("bf16", False), ("fp16", False), ("bf16", True)]
+        for precision, deterministic in cases:
+            set_tf32(precision, deterministic=deterministic)
+            settings.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
     finally:
         torch.set_float32_matmul_precision(original_precision)
+    assert settings == [torch_defaults, ("high", True), ("high", True), ("highest", False)]
 
 
 def test_a_copy_of_a_model_with_mixed_precision_runs_its_own_backbone() -> None:
