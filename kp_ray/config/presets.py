@@ -132,7 +132,7 @@ CONFIG_PRESETS: dict[str, dict[str, Any]] = {
             "flips": [False],
             "recipes": {},
         },
-        # benchmarks/results/accuracy.md: the view at 1.25 times the size lowers the RMSE, for 2.5 times the CPU time.
+        # benchmarks/results/accuracy.md: the view at 1.25 times the size lowers the RMSE, for twice the CPU time.
         "predict": {"actors": [1, 2], "score_threshold": 0.5, "tta": [1.25]},
     },
 }
