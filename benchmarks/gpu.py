@@ -21,38 +21,20 @@ import detectron2
 import ray
 import torch
 import yaml
-from measure import add_override_option, describe_options, hardware, run_json, run_kp_ray, run_script, write_results
-from predict import copy_images
+from measure import add_override_option, describe_options, hardware, run_kp_ray, run_script, write_results
+from predict import copy_images, run_published_loop
 
 from kp_ray.synthetic.dataset import SampleSummary, make_sample
 from kp_ray.training.logs import read_training_log
 
 KP_RAY, DETECTRON2 = "kp-ray", "Detectron2"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 THREADS = 4
 """Prefetch threads of `kp-ray train`, and worker processes of Detectron2's loader, which are 4 by default."""
+PEOPLE_PER_IMAGE = 10
+"""Number of people that a model finds per image, because every score counts."""
 LOG_PERIOD = 20
 """Iterations between the entries of a log; Detectron2's period."""
-PUBLISHED_LOOP = """
-import json, sys, time
-from pathlib import Path
-import cv2
-from detectron2.config import get_cfg
-from detectron2.engine import DefaultPredictor
-
-config, weights, device, folder = sys.argv[1:]
-cfg = get_cfg()
-cfg.set_new_allowed(True)
-cfg.merge_from_file(config)
-cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = weights, device
-cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE = 0.0, 10
-predictor = DefaultPredictor(cfg)
-paths = [str(path) for path in sorted(Path(folder).iterdir())]
-num_people = [len(predictor(cv2.imread(path))["instances"].to("cpu")) for path in paths[:8]]  # not timed
-began = time.perf_counter()
-for path in paths:
-    num_people.append(len(predictor(cv2.imread(path))["instances"].to("cpu")))
-print(json.dumps({"rate": len(paths) / (time.perf_counter() - began), "people": sum(num_people) / len(num_people)}))
-"""
 
 
 def write_config(folder: Path, sample: SampleSummary, options: argparse.Namespace) -> Path:
@@ -62,17 +44,17 @@ def write_config(folder: Path, sample: SampleSummary, options: argparse.Namespac
         "run_dir": str(folder / "run"),
         "data": sample.data,
         "augment": {"recipes": ["Original"]},
-        "model": {"preset": options.network, "weights": None},
+        "model": {"preset": options.network, "weights": None, "cfg": {"TEST.DETECTIONS_PER_IMAGE": PEOPLE_PER_IMAGE}},
         "train": {
             "members": [{"name": "a", "seed": 1}],
             "max_iter": options.iterations,
             "eval_period": 0,
             "log_period": LOG_PERIOD,
             "threads_per_feed": THREADS,
-            "use_gpu": torch.cuda.is_available(),
+            "use_gpu": DEVICE == "cuda",
         },
         "predict": {
-            "gpus_per_actor": int(torch.cuda.is_available()),
+            "gpus_per_actor": int(DEVICE == "cuda"),
             "actors": [1, 1],
             "score_threshold": 0.0,
             "fallback_threshold": 0.0,
@@ -114,7 +96,7 @@ def train_with_detectron2(folder: Path, sample: SampleSummary, amp: bool, iterat
         "config": str(folder / "fp32" / "members" / "a" / "config.yaml"),
         "annotations": sample.annotations,
         "images": sample.images,
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "device": DEVICE,
         "iterations": iterations,
         "loader_processes": THREADS,
         "amp": amp,
@@ -150,12 +132,10 @@ def describe(data: dict[str, Any], network: str, options: str) -> str:
     for name, row in data["training"].items():
         losses = f"{row['first_loss']:.2f}, {row['last_loss']:.2f}"
         lines.append(f"| {name} | {row['seconds']:.3f} | {row['wait_ms']:.1f} | {losses} |")
-    lines.append(
-        "\nPrediction: one member, ten people per image.\n\n| prediction | images/s after the start-up |\n|---|---|"
-    )
+    lines.append(f"\nPrediction: one member, {PEOPLE_PER_IMAGE} people per image.\n")
+    lines.append("| prediction | images/s after the start-up | start-up, s |\n|---|---|---|")
     for name, row in data["prediction"].items():
-        start_up = f" (start-up {row['start_up_s']:.0f} s)" if "start_up_s" in row else ""
-        lines.append(f"| {name} | {row['rate']:.1f}{start_up} |")
+        lines.append(f"| {name} | {row['rate']:.1f} | {row['start_up_s']:.0f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -176,15 +156,16 @@ def main() -> None:
             f"{KP_RAY}, {precision}": train_with_kp_ray(folder, config, precision, *options.overrides)
             for precision in ("fp32", "auto")
         }
-        for amp in (False, True)[: 1 + torch.cuda.is_available()]:  # mixed precision needs a GPU
+        for amp in (False, True) if DEVICE == "cuda" else (False,):  # mixed precision needs a GPU
             title = f"{DETECTRON2}'s DefaultTrainer, {'mixed precision' if amp else '32-bit numbers'}"
             training[title] = train_with_detectron2(folder, sample, amp, options.iterations)
         images = copy_images(Path(sample.images), folder / "many", options.images)
-        member = folder / "fp32" / "members" / "a"
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        loop = [sys.executable, "-W", "ignore", "-c", PUBLISHED_LOOP, str(member / "config.yaml")]
-        prediction = {
-            f"{DETECTRON2}'s DefaultPredictor": run_json([*loop, str(member / "model_final.pth"), device, str(images)])
+        loop = run_published_loop(images, [str(folder / "fp32" / "members" / "a")], DEVICE)
+        prediction: dict[str, dict[str, Any]] = {
+            f"{DETECTRON2}'s DefaultPredictor": {
+                "rate": options.images / loop["seconds"],
+                "start_up_s": loop["start_up_s"],
+            }
         }
         for precision in ("fp32", "auto"):
             title = f"{KP_RAY}, {precision}"

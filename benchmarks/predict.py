@@ -114,11 +114,11 @@ from detectron2.engine import DefaultPredictor
 began = time.perf_counter()
 torch.set_num_threads(int(sys.argv[1]))
 predictors = []
-for member in sys.argv[3:]:
+for member in sys.argv[4:]:
     cfg = get_cfg()
     cfg.set_new_allowed(True)
     cfg.merge_from_file(member + "/config.yaml")
-    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = member + "/model_final.pth", "cpu"
+    cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = member + "/model_final.pth", sys.argv[3]
     predictors.append(DefaultPredictor(cfg))
 loaded = time.perf_counter()
 for predictor in predictors:
@@ -129,9 +129,9 @@ print(json.dumps({"start_up_s": loaded - began, "seconds": time.perf_counter() -
 """
 
 
-def run_published_loop(images: Path, members: list[str]) -> dict[str, float]:
+def run_published_loop(images: Path, members: list[str], device: str = "cpu") -> dict[str, float]:
     """Run A; return the `seconds` without start-up, and `start_up_s`."""
-    command = [sys.executable, "-W", "ignore", "-c", PUBLISHED_LOOP, str(CORES), str(images), *members]
+    command = [sys.executable, "-W", "ignore", "-c", PUBLISHED_LOOP, str(CORES), str(images), device, *members]
     process = subprocess.run(command, capture_output=True, text=True, check=True)
     return dict(json.loads(process.stdout.splitlines()[-1]))
 
