@@ -39,7 +39,8 @@ class TuneConfig(Section):
     """Trials at the same time; null: as many as the cluster holds. With fewer trials at a time, each trial is sampled
     with the results of more earlier trials."""
     points: tuple[dict[str, bool | int | float | str], ...] = ()
-    """Settings to try after the config's own settings and the published schedule, e.g. [{base_lr: 0.002}]."""
+    """Settings to try after the config's own settings and the published schedule, e.g. [{base_lr: 0.002}]. A setting
+    that a point leaves out has the config's value, or the nearest value in its range."""
     base_lr: tuple[float, float] = (1e-4, 1e-2)
     """Range of `train.base_lr`, sampled on a logarithmic scale."""
     weight_decay: tuple[float, float] = (1e-5, 1e-2)
@@ -59,8 +60,9 @@ class TuneConfig(Section):
     flips: tuple[bool, ...] = (True, False)
     """Values of `train.flip` to choose from."""
     recipes: dict[str, tuple[str, ...]] | None = None
-    """Sets of recipes to choose from, by name. The set `own`, which is `train.recipes`, always takes part. null: `own`
-    and `upright`, the recipes of `own` that do not rotate; {}: `own` alone."""
+    """Sets of recipes to choose from, by name. The set `own`, the recipes of the first member, always takes part. null:
+    `own` and `upright`, which leaves out the built-in recipes of `own` that rotate; {}: `own` alone. If another set
+    than `own` is found to be the best, it replaces the recipes of every member."""
 
     @property
     def mode(self) -> Literal["min", "max"]:
@@ -82,5 +84,5 @@ class TuneConfig(Section):
             if not getattr(self, name):
                 raise ValueError(f"{name}: the list is empty: name at least one value")
         if "own" in (self.recipes or {}):
-            raise ValueError("recipes: the name `own` stands for train.recipes: rename this set")
+            raise ValueError("recipes: the name `own` stands for the first member's recipes: rename this set")
         return self

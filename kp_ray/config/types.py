@@ -27,13 +27,18 @@ def _check_images(value: str) -> str:
     return absolute_path(value)
 
 
+def _check_member(value: str) -> str:
+    # With or without a slash at its end, a URL names the same folder, whose member must not count twice.
+    return (absolute_path(value).rstrip("/") or "/") if "/" in value else value
+
+
 AnyPath = Annotated[str, AfterValidator(absolute_path)]
 """A local path or a URL. Local paths are made absolute, because Ray workers have another working directory."""
 WeightsPath = Annotated[str, AfterValidator(lambda value: value if value == "zoo" else absolute_path(value))]
 """A path of model weights, or `zoo`."""
 PredictImages = Annotated[str, AfterValidator(_check_images)]
 """A path of images, or the train or val side of the store."""
-MemberRef = Annotated[str, AfterValidator(lambda value: absolute_path(value) if "/" in value else value)]
+MemberRef = Annotated[str, AfterValidator(_check_member)]
 """A name of a member, or the path of a member's folder in another run."""
 FolderName = Annotated[str, AfterValidator(_check_folder_name)]
 """A name that becomes a folder inside the run folder."""

@@ -32,7 +32,7 @@ from kp_ray.prediction.records import (
 )
 from kp_ray.prediction.settings import describe_actors, detections_per_image
 from kp_ray.stage import Progress, check_inputs
-from kp_ray.storage import exists
+from kp_ray.storage import exists, reader_lock
 from kp_ray.store.layout import has_store
 from kp_ray.store.skeleton import find_skeleton, run_skeleton
 
@@ -208,7 +208,7 @@ class EvaluateSummary:
     Attributes:
         evaluation: metrics of the run's predictions, or of a submission.
         crossval: content of `crossval.json`; None if there is no such file, or a submission was scored.
-        matches_submission: False if `submission.csv` was fused with other settings.
+        matches_submission: False if `submission.csv` was fused with other settings or from other members.
     """
 
     evaluation: RunEvaluation | SubmissionEvaluation
@@ -232,8 +232,8 @@ class EvaluateSummary:
             lines.insert(0, f"RMSE in 95 % of bootstrap samples of the scenes: {low:.2f} to {high:.2f} px")
         if not self.matches_submission:
             lines.append(
-                "submission.csv was fused with other settings, so these are not its scores: run predict again to "
-                "replace it"
+                "submission.csv was fused with other settings or from other members, so these are not its scores: run "
+                "predict again to replace it"
             )
         return lines
 
@@ -295,11 +295,19 @@ class EvaluateStage:
         """
         if self.submission is not None:
             return EvaluateSummary(evaluate_submission(config, self.submission))
-        evaluation, matches_submission = evaluate_run(config), True
-        with contextlib.suppress(StorageError):  # predict.json may be missing or damaged
-            details = read_details(config.path("predict.json"))
-            matches_submission = details.settings in ("", digest_fusion_settings(config))
-        return EvaluateSummary(evaluation, read_cross_validation(config), matches_submission)
+        with reader_lock(config.path("predictions")):  # `predict` must not replace the predictions in between
+            evaluation = evaluate_run(config)
+        return EvaluateSummary(evaluation, read_cross_validation(config), _matches_submission(config))
+
+
+def _matches_submission(config: Config) -> bool:
+    """Return False if there is a `submission.csv` that was fused with other settings or from other members."""
+    details_path = config.path("predict.json")
+    if not exists(details_path):  # `train` deletes it before it trains members
+        return not exists(config.path("submission.csv"))
+    with contextlib.suppress(StorageError):  # it may be damaged
+        return read_details(details_path).settings in ("", digest_fusion_settings(config))
+    return True
 
 
 def _check_untrained_members(config: Config) -> None:

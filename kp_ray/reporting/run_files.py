@@ -45,7 +45,8 @@ class RunFiles:
         search: tune/result.json: the result of a finished search.
         search_by_member: member -> the search result that it was trained with; only members that used a search.
         predictions: predictions.parquet: every member's prediction for every test image.
-        submission: submission.csv as labels; its image names may be absolute paths.
+        submission: submission.csv as labels; its image names may be absolute paths. None without predict.json, because
+            the submission may then be of earlier members.
         truth: labels of the test images, with the keypoints in the order of the predictions.
         details: predict.json.
         evaluation: evaluation.json; None if it is of other images or settings.
@@ -92,7 +93,7 @@ def read_run_files(config: Config) -> RunFiles:
         search=read_result(config) if is_search_finished(config) else None,
         search_by_member=_read_search_by_member(config),
         predictions=predictions,
-        submission=_read_submission(config, skeleton),
+        submission=_read_submission(config, skeleton) if exists(details_path) else None,
         truth=read_truth(config, skeleton),
         details=read_details(details_path) if exists(details_path) else None,
         evaluation=_read_current_evaluation(config, predictions),

@@ -144,7 +144,8 @@ def train(config: Config, progress: Progress = no_progress) -> TrainSummary:
 
 
 def _delete_results_of_earlier_members(config: Config) -> None:
-    for name in ("crossval.json", "evaluation.json", "predictions.parquet"):  # predict makes the predictions again
+    # `predict` makes the last two again. Without predict.json, submission.csv does not count as these members' result.
+    for name in ("crossval.json", "evaluation.json", "predictions.parquet", "predict.json"):
         if exists(config.path(name)):
             delete_file(config.path(name))
 

@@ -61,14 +61,15 @@ PARAMETERS = tuple(field.name for field in fields(Point))
 
 
 def build_recipe_sets(config: Config) -> dict[str, tuple[str, ...] | None]:
-    """Return the sets of recipes to choose from: `own`, which is `train.recipes`, and those of `tune.recipes`.
+    """Return the sets of recipes to choose from: `own`, on which the first member trains, and those of `tune.recipes`.
 
     If `tune.recipes` is null, the set `upright` has the recipes of `own` that do not rotate, unless all or none rotate.
+    Recipes that are not built in count as recipes that do not rotate.
 
     Raises:
         StoreError: `tune.recipes` is null and there is no finished store.
     """
-    own_set = config.train.recipes
+    own_set = config.train.members[0].recipes or config.train.recipes
     if config.tune.recipes is not None:
         return {"own": own_set, **config.tune.recipes}
     store_names = [recipe.name for recipe in read_manifest(config.path("store")).recipes]
@@ -106,7 +107,7 @@ def to_point(train: TrainConfig, config: Config) -> Point:
         low, high = getattr(section, name)
         return min(max(value, low), high)
 
-    steps = [step / train.max_iter for step in train.steps if step < train.max_iter]
+    steps = [step / train.max_iter for step in sorted(train.steps) if step < train.max_iter]
     return Point(
         base_lr=clamp("base_lr", train.base_lr),
         weight_decay=clamp("weight_decay", train.weight_decay),

@@ -38,7 +38,7 @@ def test_members_of_other_runs_are_named_by_their_run_folder() -> None:
         )
 
     assert list_folders() == {"a": "/runs/x/members/a", "b": "/runs/x/members/b"}
-    assert list_folders("b", "/runs/y/members/a/", "s3://bucket/z/members/a") == {
+    assert list_folders("b", "/runs/y/members/a/", "s3://bucket/z/members/a/") == {
         "b": "/runs/x/members/b",
         "y/a": "/runs/y/members/a",
         "z/a": "s3://bucket/z/members/a",
@@ -53,6 +53,8 @@ def test_members_of_other_runs_are_named_by_their_run_folder() -> None:
         list_folders("c")
     with pytest.raises(ConfigError, match=r"predict\.members: a member is listed twice"):
         list_folders("a", "a")
+    with pytest.raises(ConfigError, match=r"predict\.members: a member is listed twice"):
+        list_folders("s3://bucket/z/members/a", "s3://bucket/z/members/a/")
     with pytest.raises(ConfigError, match=r"predict\.members: /runs/x/members/a is listed twice, by name and by path"):
         list_folders("a", "/runs/x/members/a")
 

@@ -6,7 +6,7 @@ import pytest
 
 from kp_ray.config.load import build_config
 from kp_ray.config.schema import Config
-from kp_ray.errors import ConfigError, DataError, ModelError, StorageError
+from kp_ray.errors import ConfigError, DataError, ModelError, RunStateError, StorageError
 from kp_ray.metrics import Evaluation
 from kp_ray.prediction.predictions import PersonChoices
 from kp_ray.prediction.records import (
@@ -21,6 +21,7 @@ from kp_ray.prediction.records import (
 from kp_ray.prediction.stage import EvaluateStage, EvaluateSummary, PredictStage, PredictSummary
 from kp_ray.reporting.run_files import read_run_files
 from kp_ray.stage import no_progress
+from kp_ray.storage import writer_lock
 from tests.helpers.data import tiny_config
 from tests.helpers.linked_runs import configure_run, link_run
 
@@ -188,6 +189,29 @@ def test_the_summary_of_evaluate_says_if_the_submission_was_fused_with_other_set
     assert summary.to_json()["matches_submission"] is False
     assert read_run_files(config).evaluation is None
     assert read_run_files(other_config).evaluation is not None
+
+
+def test_the_summary_of_evaluate_says_if_the_submission_may_be_of_earlier_members(
+    predicted_run: Config, tmp_path: Path
+) -> None:
+    config = link_run(predicted_run, tmp_path / "run")
+    PredictStage().run(config, no_progress)
+    Path(config.path("predict.json")).unlink()  # as `train` does
+    summary = EvaluateStage().run(config, no_progress)
+    assert "or from other members" in summary.lines()[-1]
+    Path(config.path("submission.csv")).unlink()
+    assert EvaluateStage().run(config, no_progress).to_json() == {
+        name: value for name, value in summary.to_json().items() if name != "matches_submission"
+    }
+
+
+def test_predictions_that_another_process_is_making_are_not_evaluated(predicted_run: Config, tmp_path: Path) -> None:
+    config = link_run(predicted_run, tmp_path / "run")
+    PredictStage().run(config, no_progress)
+    with writer_lock(config.path("predictions")), pytest.raises(RunStateError, match="another process is using"):
+        EvaluateStage().run(config, no_progress)
+    assert not Path(config.path("evaluation.json")).exists()
+    EvaluateStage().run(config, no_progress)
 
 
 def test_without_an_interval_the_summary_of_evaluate_has_no_line() -> None:

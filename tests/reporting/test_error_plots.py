@@ -9,7 +9,7 @@ from kp_ray.config.schema import Config
 from kp_ray.reporting import error_plots
 from kp_ray.reporting.error_plots import error_section
 from kp_ray.reporting.run_files import read_run_files
-from tests.helpers.run_folders import make_config, write_labels
+from tests.helpers.run_folders import make_config, write_labels, write_prediction_details
 
 Curves = dict[str, tuple[list[float], list[float]]]
 
@@ -35,6 +35,7 @@ def test_a_submission_equal_to_the_truth_has_perfect_curves(tmp_path: Path, monk
     config = make_config(tmp_path, data={"truth": str(tmp_path / "truth.csv")})
     write_labels(tmp_path / "truth.csv", 0)
     write_labels(Path(config.path("submission.csv")), 0)
+    write_prediction_details(config)
     section = error_section(read_run_files(config))
     assert section is not None
     assert len(section.figures) == 2

@@ -22,6 +22,7 @@ from tests.helpers.run_folders import (
     make_config,
     write_labels,
     write_prediction_details,
+    write_run_predictions,
     write_store_and_record,
     write_training_logs,
 )
@@ -104,14 +105,22 @@ def test_a_run_with_training_alone_has_the_sections_of_training(tmp_path: Path) 
     assert write_page(config).sections == ["training", "speed", "config"]
 
 
-def test_without_predict_json_the_page_does_not_say_that_everybody_was_found(tmp_path: Path) -> None:
+def test_a_submission_without_predict_json_is_left_out_because_it_may_be_of_earlier_members(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     write_labels(tmp_path / "run" / "submission.csv", 3)
+    assert write_page(config).sections == ["config"]
+    write_prediction_details(config)
+    page = write_page(config)
+    assert page.sections[0] == "predictions"
+    assert "A person was found in every image." in page.text
+
+
+def test_without_predict_json_the_page_does_not_say_that_everybody_was_found(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    write_run_predictions(config)
     page = write_page(config)
     assert page.sections == ["predictions", "config"]
-    assert "found" not in page.text
-    write_prediction_details(config)
-    assert "A person was found in every image." in write_page(config).text
+    assert "was found in every image" not in page.text
 
 
 def test_an_empty_run_folder_has_a_report_with_its_configuration(tmp_path: Path) -> None:

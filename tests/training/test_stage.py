@@ -60,7 +60,8 @@ def test_a_run_whose_members_are_finished_needs_no_cluster(config: Config, monke
 def test_results_of_earlier_members_are_deleted_before_a_member_is_trained(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results = [Path(config.path(name)) for name in ("crossval.json", "evaluation.json", "predictions.parquet")]
+    names = ("crossval.json", "evaluation.json", "predictions.parquet", "predict.json")
+    results = [Path(config.path(name)) for name in names]
     for path in results:
         path.write_text("of the earlier members")
     remaining_results: list[list[Path]] = []

@@ -1,6 +1,7 @@
 """The search space: its points and their order."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +13,18 @@ from kp_ray.config.training import TrainConfig
 from kp_ray.config.tuning import TuneConfig
 from kp_ray.errors import ConfigError
 from kp_ray.tuning.apply import apply_point, to_steps
-from kp_ray.tuning.space import PARAMETERS, Point, add_result, build_space, build_study, first_points, to_point
+from kp_ray.tuning.space import (
+    PARAMETERS,
+    Point,
+    add_result,
+    build_recipe_sets,
+    build_space,
+    build_study,
+    first_points,
+    to_point,
+)
 from tests.helpers.searches import FIXED_RANGES, OWN_SET, points_of_any_schedule
+from tests.helpers.stores import write_small_store
 
 DACON = build_config({"preset": "dacon"})
 
@@ -48,6 +59,34 @@ def test_the_points_of_the_config_follow_its_own_settings_in_order_without_repet
     points = first_points(config, OWN_SET)
     # The published schedule and gamma 0.8 are the config's own settings, so they add no point.
     assert [(point.base_lr, point.flip) for point in points] == [(0.001, True), (0.002, True), (0.001, False)]
+
+
+def test_steps_in_any_order_become_the_same_point() -> None:
+    points = [to_point(TrainConfig(steps=steps), DACON) for steps in ((3000, 4000, 5000), (5000, 3000, 4000))]
+    assert (points[0].first_step, points[0].step_spacing) == pytest.approx((0.3, 0.1))
+    assert points[0] == points[1]
+
+
+@pytest.mark.parametrize(
+    ("train_recipes", "member_recipes", "own", "upright"),
+    [
+        (None, None, None, ("Original",)),
+        (["Original"], ["Original", "Rotate45_CenterCrop"], ("Original", "Rotate45_CenterCrop"), ("Original",)),
+        (None, ["Original"], ("Original",), None),
+        (["Rotate45_CenterCrop"], None, ("Rotate45_CenterCrop",), None),
+    ],
+)
+def test_the_own_set_has_the_recipes_of_the_first_member_and_the_upright_set_those_that_do_not_rotate(
+    train_recipes: list[str] | None,
+    member_recipes: list[str] | None,
+    own: tuple[str, ...] | None,
+    upright: tuple[str, ...] | None,
+    tmp_path: Path,
+) -> None:
+    members = [{"name": "a", "recipes": member_recipes}, {"name": "b"}]
+    config = build_config({"run_dir": str(tmp_path), "train": {"recipes": train_recipes, "members": members}})
+    write_small_store(tmp_path / "store")
+    assert build_recipe_sets(config) == {"own": own} | ({"upright": upright} if upright else {})
 
 
 def test_own_settings_outside_the_space_replace_no_point_inside() -> None:
@@ -85,7 +124,7 @@ def test_a_grid_has_every_combination_once() -> None:
         ({"gamma": [0.5, 1.5]}, r"tune\.gamma: is more than 1 \(got 1\.5\)"),
         ({"weight_decay": [0, 1]}, r"tune\.weight_decay: not a range .* with 0 < low"),
         ({"metric": "rsme"}, r"tune\.metric: Input should be 'rmse', "),
-        ({"recipes": {"own": ["Original"]}}, "recipes: the name `own` stands for train.recipes: rename this set"),
+        ({"recipes": {"own": ["Original"]}}, "recipes: the name `own` stands for the first member's recipes: "),
     ],
 )
 def test_the_error_about_a_wrong_setting_names_the_setting(section: dict[str, Any], message: str) -> None:
