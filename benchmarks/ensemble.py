@@ -107,6 +107,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         config, predictions, truth = predict(options.run_dir, Path(name), options.images)
+        settings = describe_members(trained_config(config))
     assert len(predictions.members) >= 3, f"{options.run_dir}: this benchmark needs at least three members"
     assert truth.shape[1] == len(DACON24)
     num_images = len(predictions.images)
@@ -134,7 +135,7 @@ def main() -> None:
     scenes = len(set(predictions.scenes_cameras_frames[0]))
     text = (
         f"# Fusion on unseen scenes\n\n{machine}. {len(predictions.members)} members ({config.model.preset}, "
-        f"{describe_members(trained_config(config))}), {num_images} images of {scenes} scenes that no member saw; "
+        f"{settings}), {num_images} images of {scenes} scenes that no member saw; "
         f"RMSE in px. In the last column one member misses {MISSED_SHARE:.0%} of the images: median "
         f"(smallest-largest) of {len(draws)} draws, {options.seeds} per member.\n\n"
         f"| | as found | {MISSED_SHARE:.0%} missed |\n|---|---|---|\n{rows}\n"

@@ -34,7 +34,7 @@ THREADS = 4
 PEOPLE_PER_IMAGE = 10
 """Number of people that a model finds per image, because every score counts."""
 LOG_PERIOD = 20
-"""Iterations between the entries of a log; Detectron2's period."""
+"""Iterations between the entries of a log."""
 
 
 def write_config(folder: Path, sample: SampleSummary, options: argparse.Namespace) -> Path:
@@ -66,9 +66,10 @@ def write_config(folder: Path, sample: SampleSummary, options: argparse.Namespac
 
 
 def summarize_log(folder: Path) -> dict[str, float]:
-    """Return seconds per iteration, of which waiting for images, and the first and the last loss in a training's log.
+    """Return seconds per iteration, of which waiting for images, and the first and the last loss in kp_ray's log.
 
-    The first entry is left out of the times, because it holds the start-up.
+    Entries hold the means of LOG_PERIOD iterations, and the loss of the last of these. The first entry is left out of
+    the times, because it holds the start-up.
     """
     entries = [entry.values for entry in read_training_log(str(folder))]
     return {
@@ -89,7 +90,7 @@ def train_with_kp_ray(folder: Path, config: Path, precision: str, *overrides: st
 
 
 def train_with_detectron2(folder: Path, sample: SampleSummary, amp: bool, iterations: int) -> dict[str, float]:
-    """Train the same network with Detectron2's DefaultTrainer; return the summary of its log."""
+    """Train the same network with Detectron2's DefaultTrainer; return the same values as `summarize_log`."""
     target = folder / f"detectron2-{amp}"
     target.mkdir()
     request = {
@@ -100,10 +101,10 @@ def train_with_detectron2(folder: Path, sample: SampleSummary, amp: bool, iterat
         "iterations": iterations,
         "loader_processes": THREADS,
         "amp": amp,
+        "start_up": LOG_PERIOD,
         "folder": str(target),
     }
-    log = run_script(sys.executable, "detectron2_training.py", request, target)["log"]
-    return summarize_log(Path(log).parent)
+    return run_script(sys.executable, "detectron2_training.py", request, target)
 
 
 def predict_with_kp_ray(config: Path, run_dir: Path, images: Path, precision: str, *overrides: str) -> dict[str, Any]:
@@ -125,8 +126,8 @@ def describe(data: dict[str, Any], network: str, options: str) -> str:
     lines = [
         f"# {network} on a GPU\n\n{data['hardware']}. {options}. Preset `dacon`, random weights, images of 1920x1080. "
         f"Training: 2 images of 640 to 800 px per iteration, {THREADS} threads or processes that read images; means "
-        "after the first entry of the log.\n",
-        "| training | s per iteration | of which waiting for images, ms | loss, first and last entry |",
+        f"of the iterations after the first {LOG_PERIOD}.\n",
+        f"| training | s per iteration | of which waiting for images, ms | loss, iteration {LOG_PERIOD} and last |",
         "|---|---|---|---|",
     ]
     for name, row in data["training"].items():

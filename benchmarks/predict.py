@@ -7,7 +7,8 @@ there are `--images` of them. The first table compares three ways on the same im
 first, then B and C take turns. Rates of the whole run include the start-up, because C decodes images while its actors
 load their models.
 
-A  the published way: one process, one Detectron2 DefaultPredictor per member, one image at a time, torch on all cores
+A  the published way: one process, one Detectron2 DefaultPredictor per member, one image at a time, torch on all cores;
+   each image is read once for all members
 B  one operator: a pool of one actor per core, whose actors also read and decode the images
 C  two operators, as `kp-ray predict` works: decoding tasks, and a pool of one actor per core
 
@@ -15,7 +16,7 @@ The second table shows the share of time in which the actors of B and C are busy
 only sleep for 20 ms per image. Inputs have the members' own size, and the size for R-50 and X-101 (800x1333). In C two
 more CPUs decode, in B the actors decode. Only the second half of the images counts, so that neither the start-up nor
 the images that C decoded meanwhile do. The third table shows time and memory of the whole command for few and for many
-images; the difference of the two runs gives the rate without the start-up.
+images, in turns; the difference of the two runs of a turn gives the rate without the start-up.
 
 Results: benchmarks/results/predict.{md,json}.
 """
@@ -121,9 +122,10 @@ for member in sys.argv[4:]:
     cfg.MODEL.WEIGHTS, cfg.MODEL.DEVICE = member + "/model_final.pth", sys.argv[3]
     predictors.append(DefaultPredictor(cfg))
 loaded = time.perf_counter()
-for predictor in predictors:
-    for path in sorted(Path(sys.argv[2]).iterdir()):
-        people = predictor(cv2.imread(str(path)))["instances"]
+for path in sorted(Path(sys.argv[2]).iterdir()):
+    image = cv2.imread(str(path))
+    for predictor in predictors:
+        people = predictor(image)["instances"]
         points = people.pred_keypoints[people.scores.argmax()].tolist() if len(people) else None
 print(json.dumps({"start_up_s": loaded - began, "seconds": time.perf_counter() - loaded}))
 """
@@ -317,9 +319,10 @@ def main() -> None:
                 for size in (None, LARGE_INPUT)
                 for num_gpus in (1, 2)
             ],
-            "command": {
-                len(list(images.iterdir())): run_command(config, folder, images) for images in (few_images, many_images)
-            },
+            "command": [
+                {"few": run_command(config, folder, few_images), "many": run_command(config, folder, many_images)}
+                for _ in range(options.repeats)
+            ],
         }
     data["hardware"] = hardware(torch, detectron2, ray, cv2)
     settings = f"{config.model.preset}, {describe_members(trained_config(config))}"
@@ -334,8 +337,12 @@ def build_tables(data: dict[str, Any], description: str, num_images: int, repeat
     rates = {way: [turn[way]["rate"] for turn in data["cpu"]] for way in ("B", "C")}
     late_rates = {way: [turn[way]["late_rate"] for turn in data["cpu"]] for way in ("B", "C")}
     ratios, late_ratios = ([c / b for b, c in zip(way["B"], way["C"], strict=True)] for way in (rates, late_rates))
-    few, many = (run | {"images": count} for count, run in data["command"].items())
-    late_rate = (many["images"] - few["images"]) / (many["process_s"] - few["process_s"])
+    commands = {size: [turn[size] for turn in data["command"]] for size in ("few", "many")}
+    num_more = commands["many"][0]["predicted"] - num_images
+    command_rates = [
+        num_more / (many["process_s"] - few["process_s"])
+        for few, many in zip(commands["few"], commands["many"], strict=True)
+    ]
     lines = [
         f"# Prediction\n\n{data['hardware']}. {description}, {repeats} turns; medians (smallest-largest).\n",
         "| on CPUs | images/s, all members, start-up included |\n|---|---|",
@@ -351,11 +358,12 @@ def build_tables(data: dict[str, Any], description: str, num_images: int, repeat
         "| `kp-ray predict` | s, start-up included | peak MiB of an actor | peak MiB of the driver |\n"
         "|---|---|---|---|",
         *(
-            f"| {run['images']} images | {run['process_s']:.1f} | {run['peak_mib']['actor']:.0f} | "
-            f"{run['peak_mib']['driver']:.0f} |"
-            for run in (few, many)
+            f"| {runs[0]['predicted']} images | {median_and_range([run['process_s'] for run in runs], 1)} | "
+            f"{max(run['peak_mib']['actor'] for run in runs):.0f} | "
+            f"{max(run['peak_mib']['driver'] for run in runs):.0f} |"
+            for runs in commands.values()
         ),
-        f"\nThe {many['images'] - few['images']} images more: {late_rate:.2f} images/s.\n",
+        f"\nThe {num_more} images more: {median_and_range(command_rates)} images/s.\n",
         f"A stand-in for a GPU sleeps {1000 * SLEEP_S:g} ms per image; {DECODING_CPUS} CPUs decode beside the actors "
         f"(in B the actors decode), on {CORES} cores in all. Second half of the images, {len(data['gpu'][0]['turns'])} "
         "turns:\n",

@@ -128,9 +128,9 @@ def share_in_top(ranked: Sequence[str], spoiled: dict[str, str], num_images: int
     return {**shares, "kinds": {kind: counts[kind] for kind in KINDS}}
 
 
-def rank_all(config: Config, labels: Annotations) -> dict[str, list[str]]:
-    """Rank the images in four ways; images without a finding follow in the labels' order."""
-    num_findings = Counter(finding.image for finding in check_labels(labels))
+def rank_all(config: Config, labels: Annotations, size: tuple[int, int]) -> dict[str, list[str]]:
+    """Rank images of one size (width, height) in four ways; those without a finding follow in the labels' order."""
+    num_findings = Counter(finding.image for finding in check_labels(labels, size))
     by_check = sorted(labels.images, key=lambda image: -num_findings[image])
     by_motion = [suspect.image for suspect in rank_suspects(labels, {}, {})]
     predictions, _ = read_predicted_points(config, labels.skeleton)
@@ -179,7 +179,8 @@ def measure_seed(folder: Path, seed: int, options: argparse.Namespace) -> dict[s
     suspects_summary = runs.run("suspects", "suspects")
     config = load_config(str(config_path))
     ways = {
-        name: share_in_top(ranked, spoiled, len(labels)) for name, ranked in rank_all(config, spoiled_labels).items()
+        name: share_in_top(ranked, spoiled, len(labels))
+        for name, ranked in rank_all(config, spoiled_labels, (size["width"], size["height"])).items()
     }
     counts = {key: suspects_summary[key] for key in ("images", "predicted", "kinds", "proposed")}
     result: dict[str, Any] = {"seed": seed, "num_spoiled": len(spoiled), "counts": counts, "ways": ways}

@@ -20,7 +20,6 @@ from typing import Any
 from accuracy import COLUMNS, make_store, measure_setting, train_members, write_page
 from measure import add_override_option
 
-from kp_ray.member_files import is_trained
 from kp_ray.synthetic.dataset import SampleSummary, make_sample
 
 FLIPS = "flips"
@@ -52,7 +51,7 @@ VIEWS: dict[str, list[Any]] = {
 
 
 def measure_part(config: Path, name: str, seed: int, overrides: list[str], sample: SampleSummary) -> dict[str, Any]:
-    """Train the member of one part, unless it is there; return the values of `COLUMNS` for each of its rows.
+    """Train the member of one part, unless it is finished; return the values of `COLUMNS` for each of its rows.
 
     Args:
         config: config of the seed's data and store.
@@ -68,9 +67,8 @@ def measure_part(config: Path, name: str, seed: int, overrides: list[str], sampl
         run_dir.mkdir(exist_ok=True)
         if not (run_dir / "store").exists():
             (run_dir / "store").symlink_to(store)
-    if not is_trained(str(run_dir / "members" / "a")):
-        length = [] if name == DEMO else SHORT
-        train_members(config, seed, f"run_dir={run_dir}", *length, *PARTS[name], *overrides, names="a")
+    length = [] if name == DEMO else SHORT
+    train_members(config, seed, f"run_dir={run_dir}", *length, *PARTS[name], *overrides, names="a")
     rows = {}
     for addition, views in VIEWS.items():
         if FLIPS in name or not addition:
@@ -108,7 +106,8 @@ def main() -> None:
     rows = [row for row in rows if (row, options.seeds[0]) in measured]
     results = {row: [measured[row, seed] for seed in options.seeds] for row in rows}
     columns = {key: title for key, title in COLUMNS.items() if not key.startswith("member_") and key != "cpu_s"}
-    members = "one member per row and seed, trained"
+    settings = f" with {' '.join(options.overrides)}" if options.overrides else ""
+    members = f"one member per row and seed, trained{settings}"
     write_page("training_parts", "Accuracy by training", members, options, results, columns)
 
 

@@ -58,6 +58,7 @@ def load_truth(config: Config) -> Annotations:
         missing_values=config.data.missing_values,
         flip_pairs=config.skeleton.flip_pairs,
         sigmas=config.skeleton.sigmas,
+        setting="data.truth",
     )
 
 
@@ -120,6 +121,7 @@ def load_annotations(
     missing_values: Sequence[tuple[float, float]] = (),
     flip_pairs: Sequence[tuple[str, str]] | None = None,
     sigmas: Sequence[float] | None = None,
+    setting: str = "data.annotations",
 ) -> Annotations:
     """Read labels from a COCO keypoints JSON (`.json`), or a native or DeepLabCut CSV (any other name).
 
@@ -134,6 +136,7 @@ def load_annotations(
         corrections: a CSV for `apply_corrections`; None: the labels are used as they are.
         missing_values: places x, y that mark a point without a label, see `data.missing_values`.
         flip_pairs, sigmas: settings of the skeleton; None only for the competition's 24 keypoints.
+        setting: name of the setting that gives the path, for messages.
 
     Raises:
         ConfigError: the skeleton's settings are missing or do not fit the file's keypoints.
@@ -166,11 +169,13 @@ def load_annotations(
         notes=(note,) if note else (),
     )
     labels = apply_corrections(labels, corrections) if corrections else labels
-    _require_labelled_points(labels, path, missing_values)
+    _require_labelled_points(labels, path, setting, missing_values)
     return labels
 
 
-def _require_labelled_points(labels: Annotations, path: str, missing_values: Sequence[tuple[float, float]]) -> None:
+def _require_labelled_points(
+    labels: Annotations, path: str, setting: str, missing_values: Sequence[tuple[float, float]]
+) -> None:
     """Refuse labels without a labelled point, and labels whose points are all at one place, e.g. 0, 0.
 
     Raises:
@@ -180,12 +185,12 @@ def _require_labelled_points(labels: Annotations, path: str, missing_values: Seq
     if not len(points):
         places = f" except at data.missing_values {[list(place) for place in missing_values]}" if missing_values else ""
         raise DataError(
-            f"{path}: none of its {len(labels)} images has a labelled point{places}: data.annotations must name a file "
+            f"{path}: none of its {len(labels)} images has a labelled point{places}: {setting} must name a file "
             f"with coordinates, in COCO with v 1 or 2, or with likelihoods of at least {MIN_LIKELIHOOD:g}"
         )
     if len(points) > len(labels) and (points == points[0]).all():
         x, y = points[0]
         raise DataError(
             f"{path}: all {len(points)} points of its {len(labels)} images are at {x:g}, {y:g}, which is no label: "
-            "data.annotations must name the labels, not e.g. the sample submission"
+            f"{setting} must name the labels, not e.g. the sample submission"
         )

@@ -25,6 +25,7 @@ from kp_ray.prediction.records import (
     RunEvaluation,
     SubmissionEvaluation,
     digest_evaluation_inputs,
+    digest_truth,
     write_evaluation,
 )
 from kp_ray.storage import join, read_bytes
@@ -63,6 +64,7 @@ def evaluate_run(config: Config) -> RunEvaluation:
         RunStateError: see `check_validation_images` and `read_run_predictions`; or the predictions are of other images.
     """
     check_validation_images(config)
+    truth_digest = digest_truth(config)
     truth, skeleton = read_truth(config)
     predictions = read_run_predictions(config, skeleton)
     _refuse_other_images(config, predictions)
@@ -77,7 +79,7 @@ def evaluate_run(config: Config) -> RunEvaluation:
         for i, name in enumerate(predictions.members)
     }
     inputs = digest_evaluation_inputs(config, predictions.images)
-    evaluation = RunEvaluation(**dict(ensemble), members=members, inputs=inputs)
+    evaluation = RunEvaluation(**dict(ensemble), members=members, inputs=inputs, truth=truth_digest)
     write_evaluation(config.path("evaluation.json"), evaluation)
     return evaluation
 

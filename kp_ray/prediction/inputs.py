@@ -8,8 +8,8 @@ from kp_ray.config.schema import Config
 from kp_ray.data.submission import SampleSubmission, check_same_keypoints, read_sample_submission
 from kp_ray.errors import ConfigError
 from kp_ray.keypoints import FloatArray, Skeleton
-from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import read_manifest
+from kp_ray.store.skeleton import find_skeleton
 
 
 def read_run_sample(config: Config) -> SampleSubmission | None:
@@ -23,16 +23,17 @@ def read_run_sample(config: Config) -> SampleSubmission | None:
 
 
 def resolve_skeleton(config: Config, sample: SampleSubmission | None) -> Skeleton:
-    """Return the skeleton that the members predict: the store's, or without a store the sample submission's.
+    """Return the skeleton that the members predict: see `find_skeleton`; without one, the sample submission's.
 
     Raises:
         StoreError: the run has neither a store nor a sample submission.
-        DataError: the sample submission's keypoints differ from the store's.
+        DataError: the sample submission's keypoints differ from the skeleton's.
+        KpRayError: see `find_skeleton`.
     """
-    store = config.path("store")
     if sample is None:
-        return config.build_skeleton(read_manifest(store).skeleton)
-    skeleton = config.build_skeleton(read_manifest(store).skeleton if has_store(store) else sample.names)
+        return config.build_skeleton(read_manifest(config.path("store")).skeleton)
+    # Settings such as `skeleton.sigmas` follow the order of the labels, which the sample need not have.
+    skeleton = find_skeleton(config) or config.build_skeleton(sample.names)
     check_same_keypoints(sample, skeleton)
     return skeleton
 

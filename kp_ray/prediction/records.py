@@ -10,9 +10,10 @@ from kp_ray.errors import StorageError
 from kp_ray.fingerprint import digest
 from kp_ray.json_files import parse_record, read_json, write_json
 from kp_ray.metrics import Evaluation, Interval
+from kp_ray.prediction.images import is_store_split
 from kp_ray.prediction.predictions import PersonChoices
 from kp_ray.prediction.settings import detections_per_image
-from kp_ray.storage import delete_file, exists
+from kp_ray.storage import delete_file, exists, hash_file
 from kp_ray.store.layout import has_store
 from kp_ray.store.manifest import store_digest
 
@@ -141,10 +142,17 @@ class RunEvaluation(FusionEvaluation):
     Attributes:
         members: metrics of each member alone, by name.
         inputs: digest of the images and settings, see `digest_evaluation_inputs`; "" in files of earlier versions.
+        truth: digest of the ground truth, see `digest_truth`; "" in files of earlier versions.
     """
 
     members: dict[str, FusionEvaluation]
     inputs: str = ""
+    truth: str = ""
+
+    def is_current(self, config: Config, images: Sequence[str]) -> bool:
+        """Return whether the metrics are of these images, settings and ground truth, as far as they are known."""
+        has_same_truth = not self.truth or digest_truth(config) in ("", self.truth)
+        return has_same_truth and self.inputs == digest_evaluation_inputs(config, images)
 
 
 class FoldScore(_Record):
@@ -254,7 +262,7 @@ def read_cross_validation(config: Config) -> CrossValidation | None:
 
 
 def delete_outdated_evaluation(config: Config, images: Sequence[str]) -> None:
-    """Delete `evaluation.json` if it was made of other images or with other settings, or is damaged.
+    """Delete `evaluation.json` if it is of other images, settings or another ground truth, or is damaged.
 
     Args:
         config: the run's configuration.
@@ -264,7 +272,7 @@ def delete_outdated_evaluation(config: Config, images: Sequence[str]) -> None:
     if not exists(path):
         return
     try:
-        is_current = read_evaluation(path).inputs == digest_evaluation_inputs(config, images)
+        is_current = read_evaluation(path).is_current(config, images)
     except StorageError:
         is_current = False
     if not is_current:
@@ -274,6 +282,13 @@ def delete_outdated_evaluation(config: Config, images: Sequence[str]) -> None:
 def digest_evaluation_inputs(config: Config, images: Sequence[str]) -> str:
     """Digest the predicted images and the settings on which their metrics depend."""
     return digest({"images": list(images), "settings": digest_scored_settings(config)})
+
+
+def digest_truth(config: Config) -> str:
+    """Digest the file `data.truth`, or the store if `predict.images` is a split of it; "" if this does not exist."""
+    if is_store_split(config):
+        return store_digest(config.path("store")) if has_store(config.path("store")) else ""
+    return hash_file(config.data.truth)[1] if config.data.truth and exists(config.data.truth) else ""
 
 
 def digest_scored_settings(config: Config) -> str:

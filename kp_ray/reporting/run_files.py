@@ -16,7 +16,6 @@ from kp_ray.prediction.records import (
     CrossValidation,
     PredictionDetails,
     RunEvaluation,
-    digest_evaluation_inputs,
     read_cross_validation,
     read_details,
     read_evaluation,
@@ -49,7 +48,7 @@ class RunFiles:
             the submission may then be of earlier members.
         truth: labels of the test images, with the keypoints in the order of the predictions.
         details: predict.json.
-        evaluation: evaluation.json; None if it is of other images or settings.
+        evaluation: evaluation.json; None if it is of other images, settings or another ground truth.
         crossval: crossval.json.
         suspects: suspects.csv.
     """
@@ -125,7 +124,7 @@ def _read_current_evaluation(config: Config, predictions: Predictions | None) ->
     path = config.path("evaluation.json")
     evaluation = read_evaluation(path) if exists(path) else None
     if evaluation and evaluation.inputs and predictions:  # versions before 0.2.0 did not record the inputs
-        return evaluation if evaluation.inputs == digest_evaluation_inputs(config, predictions.images) else None
+        return evaluation if evaluation.is_current(config, predictions.images) else None
     return evaluation
 
 

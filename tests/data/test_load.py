@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kp_ray.config.load import build_config
-from kp_ray.data.load import load_annotations, load_labels
+from kp_ray.data.load import load_annotations, load_labels, load_truth
 from kp_ray.errors import ConfigError, DataError, StorageError
 from tests.helpers.data import SHARED
 from tests.helpers.labels import CELLS, HEADER, NUM_KEYPOINTS
@@ -72,9 +72,11 @@ class TestNoUsableLabel:
         cells = f",{place[0]},{place[1]}" * NUM_KEYPOINTS
         path = write(f"{HEADER}\na.jpg{cells}\nb.jpg{cells}\n")
         with pytest.raises(
-            DataError, match=rf"all 48 points of its 2 images are at {place[0]}, {place[1]}, .*sample submission"
+            DataError, match=rf"all 48 points of its 2 images are at {place[0]}, {place[1]}, .* data\.annotations must"
         ):
             load_annotations(path)
+        with pytest.raises(DataError, match=r"no label: data\.truth must name the labels, not e\.g\. the sample"):
+            load_truth(build_config({"data": {"truth": str(path)}}))
         with pytest.raises(DataError, match=r"no.* labelled point except at data\.missing_values"):
             load_annotations(path, missing_values=[place])
 

@@ -18,6 +18,7 @@ from kp_ray.prediction.evaluate import evaluate_run, evaluate_submission
 from kp_ray.prediction.fuse import write_fused
 from kp_ray.prediction.records import PredictionCost, read_evaluation
 from kp_ray.prediction.run import predict
+from kp_ray.reporting.run_files import read_run_files
 from kp_ray.store.read import read_table
 from tests.helpers.data import tiny_config
 from tests.helpers.linked_runs import configure_run, first_image, link_run
@@ -60,7 +61,7 @@ def test_the_score_of_a_member_is_that_of_its_own_detections(predicted_run: Conf
 
 def test_the_json_of_an_evaluation_has_its_documented_keys(predicted_run: Config) -> None:
     values = evaluate_run(predicted_run).to_json()
-    assert list(values)[-4:] == ["worst", "filled", "members", "inputs"]
+    assert list(values)[-4:] == ["filled", "members", "inputs", "truth"]
     assert list(values["members"]["a"])[-2:] == ["worst", "filled"]
     errors = [row["rmse"] for row in values["worst"]]
     assert errors == sorted(errors, reverse=True)
@@ -141,6 +142,21 @@ def test_a_truth_of_other_images_is_refused(predicted_run: Config, tmp_path: Pat
     config = configure_run(predicted_run, Path(predicted_run.run_dir), {"truth": str(tmp_path / "truth.csv")})
     with pytest.raises(DataError, match=r"data\.truth: holds none of the predicted images"):
         evaluate_run(config)
+
+
+def test_scores_of_an_earlier_ground_truth_are_not_current(predicted_run: Config, tmp_path: Path) -> None:
+    truth_path = Path(shutil.copy(predicted_run.require_input("truth"), tmp_path / "truth.csv"))
+    config = link_run(predicted_run, tmp_path / "run", {"truth": str(truth_path)})
+    for name in ("predictions.parquet", "submission.csv"):
+        shutil.copy(predicted_run.path(name), config.run_dir)
+    evaluation = evaluate_run(config)
+    content = truth_path.read_text()
+    truth_path.write_text(content + "\n")
+    assert read_run_files(config).evaluation is None
+    truth_path.write_text(content)
+    assert read_run_files(config).evaluation == evaluation
+    truth_path.unlink()
+    assert read_run_files(config).evaluation == evaluation, "a moved run folder may lack the ground truth"
 
 
 def test_predictions_of_other_images_are_refused_although_their_names_are_the_same(
