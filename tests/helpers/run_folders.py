@@ -200,6 +200,7 @@ def write_run_folder(folder: Path) -> Config:
     write_search(config)
     write_training_logs(config)
     write_run_predictions(config)
+    write_prediction_details(config)
     write_run_evaluation(config)
     Path(config.path("config.yaml")).write_text(config.to_yaml() + "# s3://KEY:SECRET@bucket/x\n")
     return config

@@ -80,27 +80,40 @@ def test_a_split_of_the_store_is_scored_against_the_labels_in_the_store(run_with
     assert evaluation.rmse == pytest.approx(float(np.sqrt(np.nanmean(errors**2))))
 
 
-def test_another_column_order_in_the_truth_changes_no_score(predicted_run: Config, tmp_path: Path) -> None:
-    """Keypoints with other names than the competition's 24 have the order of the header."""
+def test_another_column_order_in_the_truth_or_the_sample_submission_changes_no_score(
+    predicted_run: Config, tmp_path: Path
+) -> None:
+    """Keypoints with other names than the competition's 24 have the order of the labels."""
     new_names = {name: f"p{i:02d}" for i, name in enumerate(DACON24.names)}
-    skeleton = {"flip_pairs": [["p00", "p01"]], "sigmas": [0.05] * K}
+    skeleton = {"flip_pairs": [["p00", "p01"]], "sigmas": np.linspace(0.02, 0.2, K).tolist()}
     columns = {f"{name}_{axis}": f"{new_name}_{axis}" for name, new_name in new_names.items() for axis in "xy"}
-    sample = pd.read_csv(predicted_run.require_input("sample_submission")).rename(columns=columns)
     truth = pd.read_csv(predicted_run.require_input("truth")).rename(columns=columns)
-    sample.to_csv(tmp_path / "sample.csv", index=False)
-    labels = truth.set_index("image").loc[sample["image"]]
-    submission = sample.assign(**{column: labels[column].to_numpy() for column in sample.columns[1:]})
-    submission[[column for column in sample.columns if column.startswith("p03")]] += 24
-    submission.to_csv(tmp_path / "submission.csv", index=False)
+    truth.to_csv(tmp_path / "labels.csv", index=False)
+    submission = truth.copy()
+    submission[[column for column in columns.values() if column < "p12"]] += 24
     pairs = [list(truth.columns[i : i + 2]) for i in range(1, len(truth.columns), 2)]
-    errors = []
-    for number, ordered_pairs in enumerate((pairs, pairs[::-1])):
-        header = ["image", *(column for pair in ordered_pairs for column in pair)]
-        truth[header].to_csv(tmp_path / f"truth{number}.csv", index=False)
-        data = {"sample_submission": str(tmp_path / "sample.csv"), "truth": str(tmp_path / f"truth{number}.csv")}
+    scores = []
+    for truth_pairs, sample_pairs in ((pairs, pairs), (pairs[::-1], pairs), (pairs, pairs[::-1])):
+        tables = {
+            "truth": (truth, truth_pairs),
+            "sample": (truth, sample_pairs),
+            "submission": (submission, sample_pairs),
+        }
+        paths = {name: str(tmp_path / f"{name}.csv") for name in tables}
+        for name, (table, ordered_pairs) in tables.items():
+            table[["image", *(column for pair in ordered_pairs for column in pair)]].to_csv(paths[name], index=False)
+        data = {
+            "annotations": str(tmp_path / "labels.csv"),
+            "sample_submission": paths["sample"],
+            "truth": paths["truth"],
+        }
         config = tiny_config({**predicted_run.data.model_dump(), **data}, tmp_path / "run", skeleton=skeleton)
-        errors.append(evaluate_submission(config, str(tmp_path / "submission.csv")).by_keypoint["p03"].rmse)
-    assert errors == pytest.approx([24, 24])
+        evaluation = evaluate_submission(config, paths["submission"])
+        assert evaluation.by_keypoint["p03"].rmse == pytest.approx(24)
+        scores.append(evaluation.ap)
+    assert scores[0] is not None
+    assert 0 < scores[0] < 1
+    assert scores == pytest.approx([scores[0]] * 3)
 
 
 def test_a_shift_of_the_submission_is_its_rmse_and_points_far_outside_the_image_are_refused(
