@@ -118,13 +118,15 @@ def _list_file_refs(names: Sequence[str], folder: str | None, origin: str) -> li
 
     Raises:
         DataError: none of the files exists, or a name is another spelling of a file's name.
+        StorageError: see `_file_info`.
     """
     absolute_names = [name for name in names if _is_absolute(name)]
     has_relative_names = len(absolute_names) < len(names)
     # One listing of the folder is faster than a request per file on object storage.
     infos = file_infos(folder) if folder and has_relative_names else {}
     with ThreadPoolExecutor() as pool:
-        infos |= dict(zip(absolute_names, pool.map(_file_info, absolute_names), strict=True))
+        absolute_infos = pool.map(lambda name: _file_info(name, origin), absolute_names)
+        infos |= dict(zip(absolute_names, absolute_infos, strict=True))
     paths = [name if _is_absolute(name) else join(str(folder), name) for name in names]
     # The folder's listing has the name `a.jpg` for `./a.jpg` in a list.
     versions = [_version(infos.get(name) or infos.get(posixpath.normpath(name))) for name in names]
@@ -153,17 +155,19 @@ def _refuse_misspelled_names(refs: Sequence[ImageRef], files: Collection[str], f
         )
 
 
-def _file_info(path: str) -> pafs.FileInfo:
-    """Return the information about a file.
+def _file_info(path: str, origin: str) -> pafs.FileInfo:
+    """Return the information about a file; `origin` begins the message.
 
     Raises:
-        StorageError: the storage does not answer or denies access, or the name is too long.
+        StorageError: the URL cannot be used, the storage does not answer or denies access, or the name is too long.
     """
-    fs, inner_path = filesystem(path)
     try:
+        fs, inner_path = filesystem(path)
         return fs.get_file_info(inner_path)
+    except StorageError as error:
+        raise StorageError(f"{origin}: {shorten(str(error))}") from error
     except OSError as error:
-        raise StorageError(f"{shorten(path)}: cannot be reached: {one_line(error)}") from error
+        raise StorageError(f"{origin}: {shorten(path)}: cannot be reached: {one_line(error)}") from error
 
 
 def _version(info: pafs.FileInfo | None) -> str:

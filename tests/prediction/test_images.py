@@ -95,6 +95,13 @@ def test_if_no_image_of_a_list_exists_the_message_names_the_list(
         list_refs(sample_config, str(path))
 
 
+def test_a_message_about_a_url_names_the_list_that_holds_it(sample_config: Config, tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text("image\na.jpg\ns0_A-0C://jpg\n")
+    with pytest.raises(StorageError, match=rf"^{path}: s0_A-0C://jpg: cannot be reached: .*URI"):
+        list_refs(sample_config, str(path))
+
+
 def test_images_of_the_store_are_the_unaugmented_rows(sample_config: Config) -> None:
     data, run_dir = sample_config.data.model_dump(), Path(sample_config.run_dir)
     # Each chunk's augmented rows come before its unaugmented rows.
