@@ -81,6 +81,7 @@ def read_run_files(config: Config) -> RunFiles:
     store_skeleton = config.build_skeleton(manifest.skeleton) if manifest else None
     predictions_path, details_path = config.path("predictions.parquet"), config.path("predict.json")
     predictions = read_predictions(predictions_path) if exists(predictions_path) else None
+    details = read_details(details_path) if exists(details_path) else None
     skeleton = config.build_skeleton(predictions.keypoint_names) if predictions else None
     return RunFiles(
         manifest=manifest,
@@ -92,9 +93,9 @@ def read_run_files(config: Config) -> RunFiles:
         search=read_result(config) if is_search_finished(config) else None,
         search_by_member=_read_search_by_member(config),
         predictions=predictions,
-        submission=_read_submission(config, skeleton) if exists(details_path) else None,
+        submission=_read_submission(config, skeleton) if details else None,
         truth=read_truth(config, skeleton),
-        details=read_details(details_path) if exists(details_path) else None,
+        details=details,
         evaluation=_read_current_evaluation(config, predictions),
         crossval=read_cross_validation(config),
         suspects=tuple(read_suspects(suspects_path)) if exists(suspects_path) else (),

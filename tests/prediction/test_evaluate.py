@@ -61,7 +61,7 @@ def test_the_score_of_a_member_is_that_of_its_own_detections(predicted_run: Conf
 
 def test_the_json_of_an_evaluation_has_its_documented_keys(predicted_run: Config) -> None:
     values = evaluate_run(predicted_run).to_json()
-    assert list(values)[-4:] == ["filled", "members", "inputs", "truth"]
+    assert list(values)[-5:] == ["worst", "filled", "members", "inputs", "truth"]
     assert list(values["members"]["a"])[-2:] == ["worst", "filled"]
     errors = [row["rmse"] for row in values["worst"]]
     assert errors == sorted(errors, reverse=True)

@@ -120,7 +120,8 @@ def test_without_predict_json_the_page_does_not_say_that_everybody_was_found(tmp
     write_run_predictions(config)
     page = write_page(config)
     assert page.sections == ["predictions", "config"]
-    assert "was found in every image" not in page.text
+    assert "person was found" not in page.text
+    assert "no member found" not in page.text
 
 
 def test_an_empty_run_folder_has_a_report_with_its_configuration(tmp_path: Path) -> None:

@@ -124,7 +124,10 @@ def test_a_grid_has_every_combination_once() -> None:
         ({"gamma": [0.5, 1.5]}, r"tune\.gamma: is more than 1 \(got 1\.5\)"),
         ({"weight_decay": [0, 1]}, r"tune\.weight_decay: not a range .* with 0 < low"),
         ({"metric": "rsme"}, r"tune\.metric: Input should be 'rmse', "),
-        ({"recipes": {"own": ["Original"]}}, "recipes: the name `own` stands for the first member's recipes: "),
+        (
+            {"recipes": {"own": ["Original"]}},
+            "recipes: the name `own` stands for the first member's recipes: rename this set",
+        ),
     ],
 )
 def test_the_error_about_a_wrong_setting_names_the_setting(section: dict[str, Any], message: str) -> None:
